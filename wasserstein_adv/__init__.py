@@ -1,0 +1,1 @@
+"""Wasserstein adversarial attacks and defences in JAX."""
