@@ -1,1 +1,29 @@
-"""geometry."""
+"""Where mass may move, and at what cost: OTT-JAX geometries over the pixels of an image."""
+
+from wasserstein_adv.geometry.costs import (
+    Cost,
+    euclidean_power,
+    minkowski,
+    separable_power,
+    unit_square,
+    window_cost,
+)
+from wasserstein_adv.geometry.grids import dense_grid, local_grid, separable_grid
+from wasserstein_adv.geometry.local_grid import LocalGrid
+from wasserstein_adv.geometry.log_kernel import LogKernel, exp_kernel, log_kernel
+
+__all__ = [
+    "Cost",
+    "LocalGrid",
+    "LogKernel",
+    "dense_grid",
+    "euclidean_power",
+    "exp_kernel",
+    "local_grid",
+    "log_kernel",
+    "minkowski",
+    "separable_grid",
+    "separable_power",
+    "unit_square",
+    "window_cost",
+]

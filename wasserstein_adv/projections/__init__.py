@@ -1,1 +1,26 @@
-"""projections."""
+"""The nearest point of a set, one file per method."""
+
+from wasserstein_adv.projections.projected_sinkhorn import (
+    Duals,
+    Projection,
+    alpha_step,
+    beta_step,
+    block_ascent,
+    dual_objective,
+    projected_sinkhorn,
+    psi_step,
+)
+from wasserstein_adv.projections.wright_omega import log_wright_omega, wright_omega
+
+__all__ = [
+    "Duals",
+    "Projection",
+    "alpha_step",
+    "beta_step",
+    "block_ascent",
+    "dual_objective",
+    "log_wright_omega",
+    "projected_sinkhorn",
+    "psi_step",
+    "wright_omega",
+]

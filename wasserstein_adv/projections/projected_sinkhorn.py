@@ -1,0 +1,363 @@
+"""Projection onto a Wasserstein ball with entropic regularisation: projected Sinkhorn iterations.
+
+Wong, Schmidt and Kolter, *Wasserstein Adversarial Examples via Projected Sinkhorn Iterations*
+(2019), Algorithm 2. With m = Σx the mass of the image, x' = x/m, w' = w/m, the problem is their
+equation (17),
+
+    min over z', Π ≥ 0 of  λ/2 ‖w' − z'‖² + Σ_ij Π_ij ln Π_ij
+    subject to  Π1 = x',  Πᵀ1 = z',  ⟨Π, C⟩ ≤ ε,
+
+and its dual, equation (16), is
+
+    max over α, β, ψ ≥ 0 of
+    −‖β‖²/(2λ) − ψε + αᵀx' + βᵀw' − Σ_ij exp(α_i + β_j − ψC_ij − 1).
+
+The dual is climbed by blocks: α (9), β (10), ψ (11). Channels carry mass of their own, transport
+never crosses them, and one ψ serves all.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+from ott.geometry import geometry as ott_geometry
+
+from wasserstein_adv.errors import InputError
+from wasserstein_adv.geometry.local_grid import LocalGrid
+from wasserstein_adv.geometry.log_kernel import LogKernel, exp_kernel, log_kernel
+from wasserstein_adv.projections.budget import plan_cost, solve_psi
+from wasserstein_adv.projections.wright_omega import log_wright_omega, wright_omega
+
+Kernel = Callable[[Array, Array, int], LogKernel]
+"""(potential of shape (h, w, c), ψ, axis) ↦ `LogKernel` of every channel."""
+
+
+class Duals(NamedTuple):
+    """Dual variables that start the iteration: those of a nearby problem, for example."""
+
+    beta: Float[Array, "h w c"]
+    """Potential of the projected image, λ(w' − z') at the solution."""
+    psi: Float[Array, ""]
+    """Multiplier of the budget, ≥ 0."""
+
+
+class Projection(NamedTuple):
+    """A projected image with the evidence for it."""
+
+    point: Float[Array, "h w c"]
+    """z, in the unit of x: non-negative, of x's mass, and inside the ball."""
+    duals: Duals
+    cost: Float[Array, ""]
+    """⟨Π, C⟩ of the plan that carries x/m to z/m: at most the radius."""
+    iterations: Int[Array, ""]
+    residual: Float[Array, ""]
+    """Violation of the optimality conditions, see `projected_sinkhorn`."""
+    converged: Bool[Array, ""]
+    """Whether `residual` fell to the tolerance (and `point` is feasible)."""
+
+
+class Problem(NamedTuple):
+    """Equation (17) in normalised masses: what a step works on."""
+
+    x: Float[Array, "h w c"]
+    w: Float[Array, "h w c"]
+    radius: Float[Array, ""]
+    reg: Float[Array, ""]
+
+
+class State(NamedTuple):
+    """One iterate. `residual` and `fits` speak of the point that the last step started from."""
+
+    beta: Float[Array, "h w c"]
+    z: Float[Array, "h w c"]
+    """w' − β/λ, kept because the subtraction would lose float32's digits."""
+    psi: Float[Array, ""]
+    residual: Float[Array, ""]
+    fits: Bool[Array, ""]
+    """Whether the exponentials have stayed inside the floating-point range."""
+
+
+Step = Callable[[Kernel, Problem, State], State]
+"""One iteration of a solver of (16)."""
+
+
+def alpha_step(log_x: Float[Array, "..."], row_lse: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Equation (9): argmax over α, given ln Σ_j exp(β_j − ψC_ij). −∞ where x = 0."""
+    return log_x - row_lse + 1.0
+
+
+def beta_step(
+    w: Float[Array, "..."], log_q: Float[Array, "..."], reg: Float[Array, ""]
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Equation (10): argmax over β, and the z = w − β/λ that it stands for.
+
+    With t = ln λ + λw + ln q and Wright's omega ω, the Lambert W of the equation is ω(t): z = ω(t)/λ
+    and β = ln ω(t) − ln λ − ln q, which for t < 1 is λw − ω(t). Nothing is exponentiated, z is
+    never negative, and q = 0 (no mass in reach) gives z = 0, β = λw. Differentiable.
+
+    Args:
+      w: the stepped image, normalised.
+      log_q: ln Σ_i exp(α_i − ψC_ij − 1), −∞ allowed.
+      reg: λ.
+
+    Returns:
+      (β, z).
+    """
+    log_reg = jnp.log(reg)
+    t = log_reg + reg * w + log_q
+    omega = wright_omega(t)
+    low = t < 1.0
+    finite_log_q = jnp.where(low, 0.0, log_q)
+    beta = jnp.where(low, reg * w - omega, log_wright_omega(t) - log_reg - finite_log_q)
+    return beta, omega / reg
+
+
+def psi_step(
+    psi: Float[Array, ""], cost: Float[Array, ""], slope: Float[Array, ""], radius: Float[Array, ""]
+) -> Float[Array, ""]:
+    """Equation (11): a Newton step on ψ, kept at ψ ≥ 0 by max(0, ·) where the paper halves it.
+
+    Args:
+      psi: ψ.
+      cost: ⟨Π, C⟩ at ψ.
+      slope: minus its derivative in ψ, positive unless nothing can move.
+      radius: ε.
+    """
+    movable = slope > 0
+    newton = psi + (cost - radius) / jnp.where(movable, slope, 1.0)
+    # Beyond the reach of Newton's parabola the step is kept to a factor of two.
+    newton = jnp.clip(newton, 0.5 * psi - 1.0, 2.0 * psi + 1.0)
+    return jnp.where(movable, jnp.maximum(newton, 0.0), jnp.where(cost > radius, psi, 0.0))
+
+
+def block_ascent(kernel: Kernel, problem: Problem, state: State) -> State:
+    """One iteration of Algorithm 2: α, β and ψ in turn, two kernel applications.
+
+    α is eliminated exactly at (β, ψ); ψ takes a Newton step on the dual with α eliminated, whose
+    second derivative is −Σ_i x_i Var_i(C) in place of (12)'s −⟨Π, C²⟩, and which needs no kernel
+    application of its own.
+    """
+    x, w, radius, reg = problem
+    log_x = jnp.log(x)
+    row = kernel(state.beta, state.psi, 1)
+    cost, slope = plan_cost(x, row)
+    alpha = alpha_step(log_x, row.lse)
+    column = kernel(alpha - 1.0, state.psi, 0)
+    beta, z = beta_step(w, column.lse, reg)
+    psi = psi_step(state.psi, cost, slope, radius)
+
+    moved = jnp.exp(state.beta + column.lse)
+    excess = (cost - radius) / radius
+    gap = jnp.where(state.psi > 0, jnp.abs(excess), jnp.maximum(excess, 0.0))
+    residual = jnp.sum(jnp.abs(moved - state.z)) + gap
+    fits = state.fits & _rows_fit(x, row) & _columns_fit(w, reg, column)
+    return State(beta, z, psi, residual, fits)
+
+
+def _rows_fit(x: Array, row: LogKernel) -> Array:
+    return jnp.all((x == 0) | (row.lse >= row.floor))
+
+
+def _columns_fit(w: Array, reg: Array, column: LogKernel) -> Array:
+    # A sum below the floor does no harm where even the floor itself would give no mass: ω(t) < e^t.
+    at_floor = jnp.log(reg) + reg * w + column.floor
+    return jnp.all((column.lse >= column.floor) | (at_floor < -16.0))
+
+
+def dual_objective(
+    geometry: ott_geometry.Geometry,
+    x: Float[Array, "h w c"],
+    w: Float[Array, "h w c"],
+    radius: float | Float[Array, ""],
+    reg: float | Float[Array, ""],
+    duals: Duals,
+) -> Float[Array, ""]:
+    """The dual (16) at (β, ψ) with α eliminated, for x and w already normalised to mass 1."""
+    row = _over_channels(log_kernel, geometry)(duals.beta, duals.psi, 1)
+    alpha_x = jnp.sum(
+        jnp.where(x > 0, x * alpha_step(jnp.log(jnp.where(x > 0, x, 1.0)), row.lse), 0.0)
+    )
+    quadratic = jnp.sum(duals.beta**2) / (2.0 * reg)
+    return alpha_x + jnp.sum(duals.beta * w) - quadratic - duals.psi * radius - jnp.sum(x)
+
+
+def projected_sinkhorn(
+    geometry: ott_geometry.Geometry,
+    x: Float[Array, "h w *c"],
+    w: Float[Array, "h w *c"],
+    radius: float | Float[Array, ""],
+    reg: float | Float[Array, ""] = 1000.0,
+    duals: Duals | None = None,
+    *,
+    tolerance: float = 1e-4,
+    max_iterations: int = 1000,
+    step: Step = block_ascent,
+) -> Projection:
+    """The entropic projection of `w` onto the Wasserstein ball around `x`, equation (17).
+
+    The problem is stated at the top of this module. Whatever the number of iterations, the returned
+    point is *feasible*: with β fixed, α is eliminated, which makes the masses right, and the scalar
+    ψ solved for the budget; the point is that plan's column sum.
+
+    The residual is Σ_j |Σ_i Π_ij − z_j| + |⟨Π, C⟩ − ε|/ε at (α(β, ψ), β, ψ), z = w' − β/λ, where
+    the second term counts only excess when ψ = 0. All other optimality conditions hold exactly.
+
+    A pure function of one image: `jax.vmap` it over a batch, `jax.jit` it as you like. Gradients are
+    refused with a clear error: wrap the arguments in `jax.lax.stop_gradient` where the projection
+    stands inside a differentiated function (attacks and adversarial training never need them).
+    The steps (`alpha_step`, `beta_step`, `psi_step`) are differentiable.
+
+    Args:
+      geometry: where mass may move and at what cost, for (H, W) pixels; float32 stays right for
+        costs and λ over many orders of magnitude (the fast domain of plain exponentials is left,
+        image by image, where it would not be).
+      x: (H, W) or (H, W, C) clean image, non-negative, finite. A blank image is its own projection.
+      w: same shape, the point to project, any finite values.
+      radius: ε > 0, in the cost's unit times the fraction of the image's mass (all channels): with
+        costs in pixels, 0.5 moves half of the mass by one pixel.
+      reg: λ > 0, weight of the distance against the entropy, for masses normalised to 1.
+      duals: where to start; by default β = λ(w' − x') and the ψ that meets the budget there.
+      tolerance: residual at which to stop.
+      max_iterations: iterations at most, 1 or more.
+      step: one iteration; `block_ascent` is the paper's.
+
+    Returns:
+      `Projection`, all fields without the batch axis.
+
+    Raises:
+      InputError: shapes that do not agree, or static arguments out of range. Values are not checked
+        (the function is traceable): see `check_images`.
+    """
+    _check_arguments(geometry, x, w, tolerance, max_iterations)
+    dtype = jnp.result_type(x, w, jnp.float32)
+    x, w = jnp.asarray(x, dtype), jnp.asarray(w, dtype)
+    radius, reg = jnp.asarray(radius, dtype), jnp.asarray(reg, dtype)
+    flat = x.ndim == 2
+    if flat:
+        x, w = x[..., None], w[..., None]
+        duals = None if duals is None else Duals(duals.beta.reshape(x.shape), duals.psi)
+    solve = functools.partial(_solve, step=step, tolerance=tolerance, max_iterations=max_iterations)
+    projection = _refuse_gradients(solve, geometry, x, w, radius, reg, duals)
+    if flat:
+        beta = projection.duals.beta[..., 0]
+        projection = projection._replace(
+            point=projection.point[..., 0], duals=projection.duals._replace(beta=beta)
+        )
+    return projection
+
+
+def _solve(
+    geometry: ott_geometry.Geometry,
+    x: Array,
+    w: Array,
+    radius: Array,
+    reg: Array,
+    duals: Duals | None,
+    *,
+    step: Step,
+    tolerance: float,
+    max_iterations: int,
+) -> Projection:
+    """The projection on (H, W, C) arrays of one dtype."""
+    mass = jnp.sum(x)
+    unit = jnp.where(mass > 0, mass, 1.0)
+    problem = Problem(x / unit, w / unit, radius, reg)
+    run = functools.partial(
+        _run, problem=problem, duals=duals, step=step, tolerance=tolerance,
+        max_iterations=max_iterations,
+    )  # fmt: skip
+    exact = _over_channels(log_kernel, geometry)
+    if isinstance(geometry, LocalGrid):
+        fast = run(_over_channels(exp_kernel, geometry))
+        # A loop of at most one turn: a conditional that stays one under vmap, so that a batch pays
+        # for the log domain only if one of its images needs it.
+        solution, _ = jax.lax.while_loop(lambda carry: ~carry[1], lambda _: run(exact), fast)
+    else:
+        solution, _ = run(exact)
+    # A blank image has nothing to move.
+    point = jnp.where(mass > 0, solution.point * unit, x)
+    return solution._replace(point=point)
+
+
+def _run(
+    kernel: Kernel,
+    problem: Problem,
+    duals: Duals | None,
+    step: Step,
+    tolerance: float,
+    max_iterations: int,
+) -> tuple[Projection, Array]:
+    """Iterates to the tolerance and finishes feasibly; says whether the kernel's range sufficed."""
+    x, w, radius, reg = problem
+    row_kernel = functools.partial(kernel, axis=1)
+    if duals is None:
+        beta = reg * (w - x)
+        psi = solve_psi(row_kernel, x, beta, radius, jnp.ones_like(reg), tolerance=0.1).psi
+        z = x
+    else:
+        beta, psi = duals.beta.astype(x.dtype), duals.psi.astype(x.dtype)
+        z = w - beta / reg
+    inf = jnp.full((), jnp.inf, x.dtype)
+    start = State(beta, z, psi, inf, jnp.ones((), bool))
+
+    def unfinished(carry):
+        state, iteration = carry
+        return (state.residual > tolerance) & state.fits & (iteration < max_iterations)
+
+    def body(carry):
+        state, iteration = carry
+        return step(kernel, problem, state), iteration + 1
+
+    state, iterations = jax.lax.while_loop(unfinished, body, (start, jnp.zeros((), jnp.int32)))
+
+    budget = solve_psi(row_kernel, x, state.beta, radius, state.psi, tolerance=1e-3)
+    alpha = alpha_step(jnp.log(x), budget.row.lse)
+    column = kernel(alpha - 1.0, budget.psi, 0)
+    point = jnp.exp(state.beta + column.lse)
+    fits = state.fits & _rows_fit(x, budget.row) & _columns_fit(w, reg, column)
+    converged = (state.residual <= tolerance) & budget.converged
+    projection = Projection(
+        point, Duals(state.beta, budget.psi), budget.cost, iterations, state.residual, converged
+    )
+    return projection, fits
+
+
+def _over_channels(kernel: Callable, geometry: ott_geometry.Geometry) -> Kernel:
+    def apply(h: Array, psi: Array, axis: int) -> LogKernel:
+        one = lambda channel: kernel(geometry, channel, psi, axis)  # noqa: E731
+        return jax.vmap(one, in_axes=-1, out_axes=LogKernel(-1, -1, -1, 0))(h)
+
+    return apply
+
+
+def _check_arguments(geometry, x, w, tolerance: float, max_iterations: int) -> None:
+    if x.ndim not in (2, 3):
+        raise InputError(f"x must have shape (H, W) or (H, W, C), got {x.shape}")
+    if w.shape != x.shape:
+        raise InputError(f"w must have x's shape {x.shape}, got {w.shape}")
+    pixels = x.shape[0] * x.shape[1]
+    if geometry.shape != (pixels, pixels) or (
+        isinstance(geometry, LocalGrid) and geometry.grid_size != x.shape[:2]
+    ):
+        raise InputError(
+            f"geometry has shape {geometry.shape}, x has {x.shape[0]}×{x.shape[1]} pixels"
+        )
+    if not tolerance > 0:
+        raise InputError(f"tolerance must be positive, got {tolerance}")
+    if max_iterations < 1:
+        raise InputError(f"max_iterations must be 1 or more, got {max_iterations}")
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _refuse_gradients(solve: Callable, *args) -> Projection:
+    return solve(*args)
+
+
+@_refuse_gradients.defjvp
+def _(solve, primals, tangents):
+    raise TypeError(
+        "projected_sinkhorn does not pass gradients: wrap its arguments in jax.lax.stop_gradient"
+    )
