@@ -10,7 +10,13 @@ from wasserstein_adv.geometry.costs import (
 )
 from wasserstein_adv.geometry.grids import dense_grid, local_grid, separable_grid
 from wasserstein_adv.geometry.local_grid import LocalGrid
-from wasserstein_adv.geometry.log_kernel import LogKernel, exp_kernel, log_kernel
+from wasserstein_adv.geometry.log_kernel import (
+    LogKernel,
+    exp_kernel,
+    exp_push_forward,
+    log_kernel,
+    push_forward,
+)
 
 __all__ = [
     "Cost",
@@ -19,9 +25,11 @@ __all__ = [
     "dense_grid",
     "euclidean_power",
     "exp_kernel",
+    "exp_push_forward",
     "local_grid",
     "log_kernel",
     "minkowski",
+    "push_forward",
     "separable_grid",
     "separable_power",
     "unit_square",

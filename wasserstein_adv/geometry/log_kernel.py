@@ -54,27 +54,68 @@ def log_kernel(
       `LogKernel` with floor −inf.
     """
     cost = geometry.cost_matrix if axis == 1 else geometry.cost_matrix.T
-    value = _moments_of(h.reshape(1, -1), cost, psi, over=1)
-    return _finish(*(field.reshape(h.shape) for field in value))
+    block = _block(h.reshape(1, -1), cost, psi, over=1)
+    return _unfloored(*(field.reshape(h.shape) for field in _moments(block, over=1)))
+
+
+@functools.singledispatch
+def push_forward(
+    geometry: ott_geometry.Geometry,
+    x: Float[Array, "h w"],
+    h: Float[Array, "h w"],
+    psi: Float[Array, ""],
+) -> Float[Array, "h w"]:
+    """Column sums Σ_i x_i p_ij of the plan that splits x_i in proportion to exp(h_j − ψ C_ij).
+
+    The split is normalised before it is applied, so that the result has the mass of `x` to rounding
+    even where `h` is too large for exp(h + α) to be formed from a rounded α.
+
+    Args:
+      geometry, h, psi: as in `log_kernel`, `h` finite somewhere in reach of every pixel with mass.
+      x: (H, W) row sums.
+    """
+    block = _block(h.reshape(1, -1), geometry.cost_matrix, psi, over=1)
+    return (x.reshape(-1) @ block.split(over=1)).reshape(h.shape)
 
 
 @log_kernel.register
 def _(geometry: ott_grid.Grid, h: Float[Array, "h w"], psi: Float[Array, ""], axis: int = 1):
-    rows, cols = (g.cost_matrix if axis == 1 else g.cost_matrix.T for g in geometry.geometries)
-    # First within each row over columns, then over rows: the cost is the sum of both parts, so the
-    # means add and the variances follow the law of total variance.
-    inner = _moments_of(h[:, None, :], cols[None, :, :], psi, over=2)
-    outer = _moments_of(inner[0].T[None], rows[:, None, :], psi, over=2, inner=inner)
-    return _finish(*outer)
+    inner, outer = _grid_blocks(geometry, h, psi, axis)
+    # The cost is the sum of both axes' parts: means add, and the variance of the whole is the mean
+    # of the inner variances plus the variance of the inner means.
+    _, inner_mean, inner_var = _moments(inner, over=2)
+    outer = outer._replace(cost=outer.cost + inner_mean.T[None], var=inner_var.T[None])
+    return _unfloored(*_moments(outer, over=2))
+
+
+@push_forward.register
+def _(geometry: ott_grid.Grid, x: Array, h: Array, psi: Array):
+    inner, outer = _grid_blocks(geometry, h, psi, axis=1)
+    moved_rows = jnp.einsum("ij,ijk->kj", x, outer.split(over=2))
+    return jnp.einsum("kj,kjl->kl", moved_rows, inner.split(over=2))
 
 
 @log_kernel.register
 def _(geometry: LocalGrid, h: Float[Array, "h w"], psi: Float[Array, ""], axis: int = 1):
-    groups = [(cost, jnp.stack(shifts)) for cost, shifts in geometry.neighbours(h, -jnp.inf, axis)]
-    tops = [jnp.max(shifts, axis=0) - psi * cost for cost, shifts in groups]
-    top = _finite_or_zero(functools.reduce(jnp.maximum, tops))
-    sums = [(c, jnp.sum(_exp(shifts - (psi * c + top)), axis=0)) for c, shifts in groups]
+    groups, top = _centred_neighbours(geometry, h, psi, axis)
+    sums = [(cost, sum(_exp(s) for s in scores)) for cost, scores in groups]
     return _from_sums(sums, top, jnp.asarray(-jnp.inf, h.dtype))
+
+
+@push_forward.register
+def _(geometry: LocalGrid, x: Array, h: Array, psi: Array):
+    groups, _ = _centred_neighbours(geometry, h, psi, axis=1)
+    weights = [[_exp(s) for s in scores] for _, scores in groups]
+    share = x * _inverse(sum(sum(group) for group in weights))
+    pairs = zip(geometry.taps(1), weights, strict=True)
+    moves = [(d, w) for (_, taps), group in pairs for d, w in zip(taps, group, strict=True)]
+    radius = geometry.window.shape[0] // 2
+    height, width = geometry.grid_size
+    moved = jnp.zeros((height + 2 * radius, width + 2 * radius), x.dtype)
+    for (drow, dcol), weight in moves:
+        at = (slice(radius + drow, radius + drow + height), slice(radius + dcol, radius + dcol + width))
+        moved = moved.at[at].add(share * weight)
+    return moved[radius : radius + height, radius : radius + width]
 
 
 def exp_kernel(
@@ -96,9 +137,39 @@ def exp_kernel(
     # subnormal at e^-87, float64 at e^-708.
     reach = 60.0 if h.dtype == jnp.float32 else 600.0
     top = _finite_or_zero(jnp.max(h))
-    groups = geometry.neighbours(_exp(h - top), 0.0, axis)
-    sums = [(cost, jnp.exp(-psi * cost) * sum(shifts)) for cost, shifts in groups]
+    sums = _equal_cost_sums(geometry, _exp(h - top), psi, axis)
     return _from_sums(sums, top, top - reach)
+
+
+def exp_push_forward(
+    geometry: LocalGrid, x: Float[Array, "h w"], h: Float[Array, "h w"], psi: Float[Array, ""]
+) -> Float[Array, "h w"]:
+    """`push_forward` by plain sums of exponentials; right where `exp_kernel` is."""
+    v = _exp(h - _finite_or_zero(jnp.max(h)))
+    total = sum(value for _, value in _equal_cost_sums(geometry, v, psi, axis=1))
+    sums = _equal_cost_sums(geometry, x * _inverse(total), psi, axis=0)
+    return v * sum(value for _, value in sums)
+
+
+def _equal_cost_sums(
+    geometry: LocalGrid, v: Array, psi: Array, axis: int
+) -> list[tuple[float, Array]]:
+    """Per cost c of the window, exp(−ψc) times the sum of `v` over the neighbours at that cost."""
+    groups = geometry.neighbours(v, 0.0, axis)
+    return [(cost, jnp.exp(-psi * cost) * sum(shifts)) for cost, shifts in groups]
+
+
+def _centred_neighbours(
+    geometry: LocalGrid, h: Array, psi: Array, axis: int
+) -> tuple[list[tuple[float, list[Array]]], Array]:
+    """Per cost c, the scores h_j − ψc of the neighbours minus the largest score, and the largest."""
+    groups = [
+        (cost, [shift - psi * cost for shift in shifts])
+        for cost, shifts in geometry.neighbours(h, -jnp.inf, axis)
+    ]
+    every = [score for _, scores in groups for score in scores]
+    top = _finite_or_zero(functools.reduce(jnp.maximum, every))
+    return [(cost, [score - top for score in scores]) for cost, scores in groups], top
 
 
 def _finite_or_zero(a: Array) -> Array:
@@ -117,40 +188,63 @@ def _log(a: Array) -> Array:
     return jnp.where(empty, -jnp.inf, jnp.log(jnp.where(empty, 1.0, a)))
 
 
+def _inverse(a: Array) -> Array:
+    """1 / a, and 0 where a = 0: an empty sum has no share to give."""
+    empty = a <= 0
+    return jnp.where(empty, 0.0, 1.0 / jnp.where(empty, 1.0, a))
+
+
 def _from_sums(sums: list[tuple[float, Array]], top: Array, floor: Array) -> LogKernel:
     """Log-kernel and moments from Σ exp(h − top − ψc) over the neighbours of each cost c."""
     total = sum(value for _, value in sums)
-    inverse = jnp.where(total > 0, 1.0 / jnp.where(total > 0, total, 1.0), 0.0)
+    inverse = _inverse(total)
     mean = sum(cost * value for cost, value in sums) * inverse
     # Centred: E[C²] − E[C]² would lose float32's digits.
     var = sum((cost - mean) ** 2 * value for cost, value in sums) * inverse
     return LogKernel(_log(total) + top, mean, var, floor)
 
 
-def _moments_of(
-    h: Array,
-    cost: Array,
-    psi: Array,
-    over: int,
-    inner: tuple[Array, Array, Array] | None = None,
-) -> tuple[Array, Array, Array]:
-    """(lse, mean, var) over one axis of a dense block; `inner` carries moments already summed."""
+class _Block(NamedTuple):
+    """Dense weights exp(h − ψC − top) with the cost they belong to."""
+
+    weights: Array
+    top: Array
+    cost: Array
+    var: Array | float = 0.0
+
+    def split(self, over: int) -> Array:
+        """The weights, normalised to sum 1."""
+        return self.weights * _inverse(jnp.sum(self.weights, axis=over, keepdims=True))
+
+
+def _block(h: Array, cost: Array, psi: Array, over: int) -> _Block:
     forbidden = jnp.isinf(cost)
     cost = jnp.where(forbidden, 0.0, cost)
     scores = jnp.where(forbidden, -jnp.inf, h - psi * cost)
     top = _finite_or_zero(jnp.max(scores, axis=over, keepdims=True))
-    weights = _exp(scores - top)
+    return _Block(_exp(scores - top), top, cost)
+
+
+def _moments(block: _Block, over: int) -> tuple[Array, Array, Array]:
+    """(lse, mean, var) of a block summed over one axis."""
+    weights, top, cost, inner_var = block
     total = jnp.sum(weights, axis=over)
-    inverse = jnp.where(total > 0, 1.0 / jnp.where(total > 0, total, 1.0), 0.0)
-    if inner is not None:
-        cost = cost + inner[1].T[None]
+    inverse = _inverse(total)
     mean = jnp.sum(weights * cost, axis=over) * inverse
-    spread = (cost - jnp.expand_dims(mean, over)) ** 2
-    if inner is not None:
-        spread = spread + inner[2].T[None]
+    spread = (cost - jnp.expand_dims(mean, over)) ** 2 + inner_var
     var = jnp.sum(weights * spread, axis=over) * inverse
     return _log(total) + jnp.squeeze(top, over), mean, var
 
 
-def _finish(lse: Array, mean: Array, var: Array) -> LogKernel:
+def _grid_blocks(
+    geometry: ott_grid.Grid, h: Array, psi: Array, axis: int
+) -> tuple[_Block, _Block]:
+    """Weights within each row over columns, [j_row, i_col, j_col], then [i_row, i_col, j_row]."""
+    rows, cols = (g.cost_matrix if axis == 1 else g.cost_matrix.T for g in geometry.geometries)
+    inner = _block(h[:, None, :], cols[None, :, :], psi, over=2)
+    lse = _log(jnp.sum(inner.weights, axis=2)) + inner.top[..., 0]
+    return inner, _block(lse.T[None], rows[:, None, :], psi, over=2)
+
+
+def _unfloored(lse: Array, mean: Array, var: Array) -> LogKernel:
     return LogKernel(lse, mean, var, jnp.asarray(-jnp.inf, lse.dtype))

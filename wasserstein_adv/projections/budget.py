@@ -38,6 +38,7 @@ class _Search(NamedTuple):
     upper: Float[Array, ""]
     row: LogKernel
     cost: Float[Array, ""]
+    slope: Float[Array, ""]
     iteration: Int[Array, ""]
 
 
@@ -71,39 +72,45 @@ def solve_psi(
       max_iterations: evaluations of the kernel at most.
     """
     slack = 1e-6 if x.dtype == jnp.float32 else 1e-13  # rounding of the sum that gives the cost
+    ulps = 4.0 * jnp.finfo(x.dtype).eps
+
+    def is_inside(cost):
+        return cost <= radius * (1.0 + slack)
 
     def evaluate(psi, lower, upper, iteration):
         row = kernel(beta, psi)
         cost, slope = plan_cost(x, row)
-        inside = cost <= radius * (1.0 + slack)
-        lower = jnp.where(inside, lower, psi)
-        upper = jnp.where(inside, psi, upper)
-        return _Search(psi, lower, upper, row, cost, iteration + 1), slope, inside
+        lower = jnp.where(is_inside(cost), lower, psi)
+        upper = jnp.where(is_inside(cost), psi, upper)
+        return _Search(psi, lower, upper, row, cost, slope, iteration + 1)
+
+    def is_closed(s: _Search):
+        return jnp.isfinite(s.upper) & (s.upper - s.lower <= ulps * s.upper)
 
     def found(s: _Search):
-        inside = s.cost <= radius * (1.0 + slack)
         tight = (s.cost >= radius * (1.0 - tolerance)) | (s.psi == 0.0)
-        # Where rounding closes the bracket first, its upper end is the answer.
-        closed = s.upper - s.lower <= 4.0 * jnp.finfo(x.dtype).eps * s.upper
-        return inside & (tight | closed)
+        return is_inside(s.cost) & (tight | is_closed(s))
 
-    def body(carry):
-        s, slope = carry
+    def body(s: _Search):
         # Aim at the middle of the accepted interval.
         aim = jnp.log(radius) + jnp.log1p(-0.5 * tolerance)
-        newton = s.psi + (jnp.log(s.cost) - aim) * s.cost / slope
-        widened = jnp.where(jnp.isinf(s.upper), 2.0 * s.psi + 1.0, 0.5 * (s.lower + s.upper))
-        # A long way up Newton sees only noise: never more than quadruple.
-        ok = (newton > s.lower) & (newton < s.upper) & (newton <= 4.0 * s.psi + 4.0)
-        down = (newton <= 0.0) & (s.lower < 0.0)
-        proposal = jnp.where(ok, newton, jnp.where(down, 0.0, jnp.maximum(widened, 0.0)))
-        s, slope, _ = evaluate(proposal, s.lower, s.upper, s.iteration)
-        return s, slope
+        newton = s.psi + (jnp.log(s.cost) - aim) * s.cost / s.slope
+        newton = jnp.where(newton > 0.0, newton, 0.0)
+        middle = jnp.where(
+            s.upper > 4.0 * s.lower + 4.0,
+            jnp.sqrt((s.lower + 1.0) * (s.upper + 1.0)) - 1.0,
+            0.5 * (s.lower + s.upper),
+        )
+        outside = jnp.where(jnp.isinf(s.upper), 4.0 * s.psi + 4.0, jnp.maximum(middle, 0.0))
+        # Far from the root Newton may see rounding only: never more than a factor of 16.
+        trusted = (newton > s.lower) & (newton < s.upper) & (newton <= 16.0 * s.psi + 16.0)
+        proposal = jnp.where(trusted, newton, outside)
+        # Where rounding has closed the bracket, its upper end is the answer.
+        proposal = jnp.where(is_closed(s), s.upper, proposal)
+        return evaluate(proposal, s.lower, s.upper, s.iteration)
 
     # lower = −1 stands for "0 has not been tried yet".
     inf = jnp.full((), jnp.inf, x.dtype)
-    start, slope, _ = evaluate(jnp.asarray(psi, x.dtype), -jnp.ones_like(inf), inf, 0)
-    search, _ = jax.lax.while_loop(
-        lambda carry: ~found(carry[0]) & (carry[0].iteration < max_iterations), body, (start, slope)
-    )
+    start = evaluate(jnp.asarray(psi, x.dtype), -jnp.ones_like(inf), inf, jnp.zeros((), jnp.int32))
+    search = jax.lax.while_loop(lambda s: ~found(s) & (s.iteration < max_iterations), body, start)
     return Budget(search.psi, search.row, search.cost, found(search))

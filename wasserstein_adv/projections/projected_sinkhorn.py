@@ -27,12 +27,25 @@ from ott.geometry import geometry as ott_geometry
 
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.geometry.local_grid import LocalGrid
-from wasserstein_adv.geometry.log_kernel import LogKernel, exp_kernel, log_kernel
+from wasserstein_adv.geometry.log_kernel import (
+    LogKernel,
+    exp_kernel,
+    exp_push_forward,
+    log_kernel,
+    push_forward,
+)
 from wasserstein_adv.projections.budget import plan_cost, solve_psi
 from wasserstein_adv.projections.wright_omega import log_wright_omega, wright_omega
 
-Kernel = Callable[[Array, Array, int], LogKernel]
-"""(potential of shape (h, w, c), ψ, axis) ↦ `LogKernel` of every channel."""
+
+
+class Kernel(NamedTuple):
+    """A geometry's kernel over the channels of an image, in one numerical domain."""
+
+    log: Callable[[Array, Array, int], LogKernel]
+    """(potential of shape (h, w, c), ψ, axis) ↦ `LogKernel`."""
+    push: Callable[[Array, Array, Array], Array]
+    """(row sums, potential, ψ) ↦ column sums of the plan with these row sums."""
 
 
 class Duals(NamedTuple):
@@ -142,10 +155,10 @@ def block_ascent(kernel: Kernel, problem: Problem, state: State) -> State:
     """
     x, w, radius, reg = problem
     log_x = jnp.log(x)
-    row = kernel(state.beta, state.psi, 1)
+    row = kernel.log(state.beta, state.psi, 1)
     cost, slope = plan_cost(x, row)
     alpha = alpha_step(log_x, row.lse)
-    column = kernel(alpha - 1.0, state.psi, 0)
+    column = kernel.log(alpha - 1.0, state.psi, 0)
     beta, z = beta_step(w, column.lse, reg)
     psi = psi_step(state.psi, cost, slope, radius)
 
@@ -176,7 +189,7 @@ def dual_objective(
     duals: Duals,
 ) -> Float[Array, ""]:
     """The dual (16) at (β, ψ) with α eliminated, for x and w already normalised to mass 1."""
-    row = _over_channels(log_kernel, geometry)(duals.beta, duals.psi, 1)
+    row = _log_domain(geometry).log(duals.beta, duals.psi, 1)
     alpha_x = jnp.sum(
         jnp.where(x > 0, x * alpha_step(jnp.log(jnp.where(x > 0, x, 1.0)), row.lse), 0.0)
     )
@@ -264,22 +277,31 @@ def _solve(
     """The projection on (H, W, C) arrays of one dtype."""
     mass = jnp.sum(x)
     unit = jnp.where(mass > 0, mass, 1.0)
-    problem = Problem(x / unit, w / unit, radius, reg)
+    x_unit, w_unit = x / unit, w / unit
+    # Masses are fixed, so a constant added to a channel of w changes β and nothing else; taking it
+    # out keeps β small, and float32 exact.
+    shift = jnp.sum(x_unit * (w_unit - x_unit), axis=(0, 1))
+    problem = Problem(x_unit, w_unit - shift, radius, reg)
+    if duals is not None:
+        duals = Duals(duals.beta.astype(x.dtype) - reg * shift, duals.psi.astype(x.dtype))
     run = functools.partial(
         _run, problem=problem, duals=duals, step=step, tolerance=tolerance,
         max_iterations=max_iterations,
     )  # fmt: skip
-    exact = _over_channels(log_kernel, geometry)
+    exact = _log_domain(geometry)
     if isinstance(geometry, LocalGrid):
-        fast = run(_over_channels(exp_kernel, geometry))
+        fast = run(_exp_domain(geometry))
         # A loop of at most one turn: a conditional that stays one under vmap, so that a batch pays
         # for the log domain only if one of its images needs it.
-        solution, _ = jax.lax.while_loop(lambda carry: ~carry[1], lambda _: run(exact), fast)
+        solution, _ = jax.lax.while_loop(
+            lambda carry: ~carry[1], lambda _: (run(exact)[0], jnp.ones((), bool)), fast
+        )
     else:
         solution, _ = run(exact)
     # A blank image has nothing to move.
     point = jnp.where(mass > 0, solution.point * unit, x)
-    return solution._replace(point=point)
+    beta = solution.duals.beta + reg * shift
+    return solution._replace(point=point, duals=solution.duals._replace(beta=beta))
 
 
 def _run(
@@ -292,13 +314,16 @@ def _run(
 ) -> tuple[Projection, Array]:
     """Iterates to the tolerance and finishes feasibly; says whether the kernel's range sufficed."""
     x, w, radius, reg = problem
-    row_kernel = functools.partial(kernel, axis=1)
+
+    def row_kernel(beta: Array, psi: Array) -> LogKernel:
+        return kernel.log(beta, psi, 1)
+
     if duals is None:
         beta = reg * (w - x)
         psi = solve_psi(row_kernel, x, beta, radius, jnp.ones_like(reg), tolerance=0.1).psi
         z = x
     else:
-        beta, psi = duals.beta.astype(x.dtype), duals.psi.astype(x.dtype)
+        beta, psi = duals
         z = w - beta / reg
     inf = jnp.full((), jnp.inf, x.dtype)
     start = State(beta, z, psi, inf, jnp.ones((), bool))
@@ -314,23 +339,33 @@ def _run(
     state, iterations = jax.lax.while_loop(unfinished, body, (start, jnp.zeros((), jnp.int32)))
 
     budget = solve_psi(row_kernel, x, state.beta, radius, state.psi, tolerance=1e-3)
-    alpha = alpha_step(jnp.log(x), budget.row.lse)
-    column = kernel(alpha - 1.0, budget.psi, 0)
-    point = jnp.exp(state.beta + column.lse)
-    fits = state.fits & _rows_fit(x, budget.row) & _columns_fit(w, reg, column)
+    # x itself is feasible, should the budget's equation ever resist.
+    point = jnp.where(budget.converged, kernel.push(x, state.beta, budget.psi), x)
+    fits = state.fits & _rows_fit(x, budget.row)
     converged = (state.residual <= tolerance) & budget.converged
-    projection = Projection(
-        point, Duals(state.beta, budget.psi), budget.cost, iterations, state.residual, converged
-    )
-    return projection, fits
+    cost = jnp.where(budget.converged, budget.cost, 0.0)
+    duals = Duals(state.beta, budget.psi)
+    return Projection(point, duals, cost, iterations, state.residual, converged), fits
 
 
-def _over_channels(kernel: Callable, geometry: ott_geometry.Geometry) -> Kernel:
-    def apply(h: Array, psi: Array, axis: int) -> LogKernel:
-        one = lambda channel: kernel(geometry, channel, psi, axis)  # noqa: E731
-        return jax.vmap(one, in_axes=-1, out_axes=LogKernel(-1, -1, -1, 0))(h)
+def _log_domain(geometry: ott_geometry.Geometry) -> Kernel:
+    return _over_channels(geometry, log_kernel, push_forward)
 
-    return apply
+
+def _exp_domain(geometry: LocalGrid) -> Kernel:
+    return _over_channels(geometry, exp_kernel, exp_push_forward)
+
+
+def _over_channels(geometry: ott_geometry.Geometry, log: Callable, push: Callable) -> Kernel:
+    def log_channels(h: Array, psi: Array, axis: int) -> LogKernel:
+        apply = functools.partial(log, geometry, psi=psi, axis=axis)
+        return jax.vmap(apply, in_axes=-1, out_axes=LogKernel(-1, -1, -1, 0))(h)
+
+    def push_channels(x: Array, h: Array, psi: Array) -> Array:
+        apply = functools.partial(push, geometry, psi=psi)
+        return jax.vmap(apply, in_axes=-1, out_axes=-1)(x, h)
+
+    return Kernel(log_channels, push_channels)
 
 
 def _check_arguments(geometry, x, w, tolerance: float, max_iterations: int) -> None:

@@ -1,0 +1,49 @@
+"""Prepare a dataset on this machine, from its published files or by downloading them.
+
+python -m experiments.prepare_data mnist --source DIR
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from experiments._cli import run_command
+from wasserstein_adv.data import prepare, split_sizes
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Prepare a dataset, so that the other commands find it; a prepared one is left as it is."""
+
+    name: tyro.conf.Positional[Literal["mnist", "fashion_mnist"]]
+    """The dataset."""
+
+    source: Path | None = None
+    """Folder with its published files, gzip or unpacked. By default they are downloaded."""
+
+    data_dir: Path | None = None
+    """TFDS data directory. By default $TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
+
+
+def main(config: PrepareConfig) -> None:
+    """Prepare the dataset and print where it is and what is in it.
+
+    Args:
+        config: the command's options.
+
+    Raises:
+        InputError: as `wasserstein_adv.data.prepare`.
+    """
+    folder, made = prepare(config.name, config.source, config.data_dir)
+    if not made:
+        print(f"{config.name}: already prepared at {folder}, nothing to do")
+        return
+    sizes = ", ".join(f"{size:,} {split}" for split, size in split_sizes(folder).items())
+    print(f"{config.name}: prepared at {folder} ({sizes} images)")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, PrepareConfig))
