@@ -1,1 +1,47 @@
-"""attacks."""
+"""Attacks: an objective, a feasible set and a method, composed."""
+
+from wasserstein_adv.attacks import schedules
+from wasserstein_adv.attacks.first_order import (
+    AttackResult,
+    AttackState,
+    FirstOrderAttack,
+    LogitsFn,
+    first_order,
+)
+from wasserstein_adv.attacks.keep import Candidate, Keep, closest, first_success, highest_objective
+from wasserstein_adv.attacks.methods import Method, l2_unit, pgd, sign
+from wasserstein_adv.attacks.objectives import Objective, cross_entropy, margin, targeted
+from wasserstein_adv.attacks.schedules import constant, growing, linear
+from wasserstein_adv.attacks.sets import BallEvidence, FeasibleSet, linf_ball, wasserstein_ball
+from wasserstein_adv.attacks.wong import WongProtocol, wong
+
+__all__ = [
+    "AttackResult",
+    "AttackState",
+    "BallEvidence",
+    "Candidate",
+    "FeasibleSet",
+    "FirstOrderAttack",
+    "Keep",
+    "LogitsFn",
+    "Method",
+    "Objective",
+    "WongProtocol",
+    "closest",
+    "constant",
+    "cross_entropy",
+    "first_order",
+    "first_success",
+    "growing",
+    "highest_objective",
+    "l2_unit",
+    "linear",
+    "linf_ball",
+    "margin",
+    "pgd",
+    "schedules",
+    "sign",
+    "targeted",
+    "wasserstein_ball",
+    "wong",
+]

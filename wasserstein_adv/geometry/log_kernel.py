@@ -113,7 +113,10 @@ def _(geometry: LocalGrid, x: Array, h: Array, psi: Array):
     height, width = geometry.grid_size
     moved = jnp.zeros((height + 2 * radius, width + 2 * radius), x.dtype)
     for (drow, dcol), weight in moves:
-        at = (slice(radius + drow, radius + drow + height), slice(radius + dcol, radius + dcol + width))
+        at = (
+            slice(radius + drow, radius + drow + height),
+            slice(radius + dcol, radius + dcol + width),
+        )
         moved = moved.at[at].add(share * weight)
     return moved[radius : radius + height, radius : radius + width]
 
@@ -236,9 +239,7 @@ def _moments(block: _Block, over: int) -> tuple[Array, Array, Array]:
     return _log(total) + jnp.squeeze(top, over), mean, var
 
 
-def _grid_blocks(
-    geometry: ott_grid.Grid, h: Array, psi: Array, axis: int
-) -> tuple[_Block, _Block]:
+def _grid_blocks(geometry: ott_grid.Grid, h: Array, psi: Array, axis: int) -> tuple[_Block, _Block]:
     """Weights within each row over columns, [j_row, i_col, j_col], then [i_row, i_col, j_row]."""
     rows, cols = (g.cost_matrix if axis == 1 else g.cost_matrix.T for g in geometry.geometries)
     inner = _block(h[:, None, :], cols[None, :, :], psi, over=2)

@@ -38,7 +38,6 @@ from wasserstein_adv.projections.budget import plan_cost, solve_psi
 from wasserstein_adv.projections.wright_omega import log_wright_omega, wright_omega
 
 
-
 class Kernel(NamedTuple):
     """A geometry's kernel over the channels of an image, in one numerical domain."""
 
@@ -182,19 +181,28 @@ def _columns_fit(w: Array, reg: Array, column: LogKernel) -> Array:
 
 def dual_objective(
     geometry: ott_geometry.Geometry,
-    x: Float[Array, "h w c"],
-    w: Float[Array, "h w c"],
+    x: Float[Array, "h w *c"],
+    w: Float[Array, "h w *c"],
     radius: float | Float[Array, ""],
     reg: float | Float[Array, ""],
     duals: Duals,
 ) -> Float[Array, ""]:
-    """The dual (16) at (β, ψ) with α eliminated, for x and w already normalised to mass 1."""
-    row = _log_domain(geometry).log(duals.beta, duals.psi, 1)
-    alpha_x = jnp.sum(
-        jnp.where(x > 0, x * alpha_step(jnp.log(jnp.where(x > 0, x, 1.0)), row.lse), 0.0)
-    )
-    quadratic = jnp.sum(duals.beta**2) / (2.0 * reg)
-    return alpha_x + jnp.sum(duals.beta * w) - quadratic - duals.psi * radius - jnp.sum(x)
+    """The dual (16) at (β, ψ) with α eliminated: a lower bound of (17)'s value.
+
+    Args:
+      geometry, radius, reg: as in `projected_sinkhorn`.
+      x, w: as there, but already divided by Σx.
+      duals: (β, ψ), β of x's shape.
+    """
+    if x.ndim == 2:
+        x, w, beta = x[..., None], w[..., None], duals.beta[..., None]
+    else:
+        beta = duals.beta
+    row = _log_domain(geometry).log(beta, duals.psi, 1)
+    positive = x > 0
+    alpha = alpha_step(jnp.log(jnp.where(positive, x, 1.0)), row.lse)
+    linear = jnp.sum(jnp.where(positive, x * alpha, 0.0)) + jnp.sum(beta * w)
+    return linear - jnp.sum(beta**2) / (2.0 * reg) - duals.psi * radius - jnp.sum(x)
 
 
 def projected_sinkhorn(
@@ -319,12 +327,11 @@ def _run(
         return kernel.log(beta, psi, 1)
 
     if duals is None:
-        beta = reg * (w - x)
-        psi = solve_psi(row_kernel, x, beta, radius, jnp.ones_like(reg), tolerance=0.1).psi
-        z = x
-    else:
-        beta, psi = duals
-        z = w - beta / reg
+        duals = Duals(reg * (w - x), jnp.ones_like(reg))
+    beta = duals.beta
+    # A rough ψ for this β costs one or two kernel applications and saves several iterations.
+    psi = solve_psi(row_kernel, x, beta, radius, duals.psi, tolerance=0.1).psi
+    z = w - beta / reg
     inf = jnp.full((), jnp.inf, x.dtype)
     start = State(beta, z, psi, inf, jnp.ones((), bool))
 

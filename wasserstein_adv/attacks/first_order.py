@@ -1,0 +1,224 @@
+"""First-order attacks: an objective maximised over a feasible set by a method."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from wasserstein_adv.attacks.keep import Candidate, Keep, first_success
+from wasserstein_adv.attacks.methods import Method
+from wasserstein_adv.attacks.objectives import Objective, cross_entropy
+from wasserstein_adv.attacks.objectives import targeted as towards
+from wasserstein_adv.attacks.sets import FeasibleSet
+from wasserstein_adv.errors import InputError
+
+LogitsFn = Callable[[Float[Array, "n h w c"]], Float[Array, "n k"]]
+"""A pure function from images in [0, 1] to logits, each image by itself; it does any normalising."""
+
+
+class AttackResult(NamedTuple):
+    """What an attack found, with its evidence; every field has a leading axis of n images."""
+
+    image: Float[Array, "n h w c"]
+    """The adversarial image; where the attack failed, its last iterate."""
+    success: Bool[Array, "n"]
+    radius: Float[Array, "n"]
+    """Radius at which it succeeded: 0 if the clean image was enough, inf if it never did."""
+    budget: Float[Array, "n"]
+    """Radius of the set that `image` was projected on; 0 for the clean image."""
+    distance: Float[Array, "n"]
+    """How much of a radius `image` uses, by the feasible set's account."""
+    objective: Float[Array, "n"]
+    steps: Int[Array, "n"]
+    """Steps that led to `image`."""
+    evidence: Any
+    """The feasible set's memory at `image`, for example `BallEvidence`."""
+
+
+class AttackState(NamedTuple):
+    """An attack under way on n images; every leaf has a leading axis of n, so that images can be
+    gathered, dropped and scattered at will."""
+
+    u: Any
+    memory: Any
+    method: Any
+    budget: Float[Array, "n"]
+    step: Int[Array, "n"]
+    kept: Candidate
+
+
+class FirstOrderAttack(NamedTuple):
+    """An attack, ready to run: call it, or drive `init` and `step` yourself."""
+
+    init: Callable[[PRNGKeyArray, LogitsFn, Array, Array], AttackState]
+    """(one key per image, logits_fn, x, y) ↦ the state before the first step."""
+    step: Callable[[LogitsFn, Array, Array, AttackState], AttackState]
+    """(logits_fn, x, y, state) ↦ the next state; images that are settled stay as they are."""
+    unsettled: Callable[[AttackState], Array]
+    """state ↦ which images still need steps."""
+    merge: Callable[[AttackState, AttackState], AttackState]
+    """(newer, older) ↦ the newer state, keeping the better answer of both."""
+    result: Callable[[AttackState], AttackResult]
+    restarts: int
+
+    def __call__(self, key: PRNGKeyArray, logits_fn: LogitsFn, x: Array, y: Array) -> AttackResult:
+        """Attack n images: traceable under jit, vmap, pmap.
+
+        Args:
+          key: random key; image i uses `fold_in(key, i)`.
+          logits_fn: the model. Gradients stop here: a loss may call the attack on a model whose
+            parameters it differentiates, and gets no gradient through the images.
+          x: (n, h, w, c) clean images in [0, 1].
+          y: (n,) labels; the wanted labels if the attack is targeted.
+
+        Raises:
+          InputError: shapes that do not agree.
+        """
+        check_batch(x, y)
+
+        def attempt(restart: Array) -> AttackState:
+            keys = image_keys(jax.random.fold_in(key, restart), jnp.arange(x.shape[0]))
+            return jax.lax.while_loop(
+                lambda state: jnp.any(self.unsettled(state)),
+                lambda state: self.step(logits_fn, x, y, state),
+                self.init(keys, logits_fn, x, y),
+            )
+
+        state = jax.lax.fori_loop(
+            1, self.restarts, lambda r, older: self.merge(attempt(r), older), attempt(0)
+        )
+        return self.result(state)
+
+
+def image_keys(key: PRNGKeyArray, index: Int[Array, "n"]) -> PRNGKeyArray:
+    """One key per image, a function of the image's index alone: batching does not change it."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
+
+
+def check_batch(x: Array, y: Array) -> None:
+    """Raise InputError unless x is (n, h, w, c) and y is n integers."""
+    if x.ndim != 4:
+        raise InputError(f"x must have shape (n, h, w, c), got {x.shape}")
+    if y.shape != x.shape[:1] or not jnp.issubdtype(y.dtype, jnp.integer):
+        raise InputError(f"y must be {x.shape[0]} integer labels, got {y.dtype} {y.shape}")
+
+
+def first_order(
+    feasible: FeasibleSet,
+    method: Method,
+    *,
+    radius: optax.Schedule,
+    steps: int,
+    objective: Objective = cross_entropy,
+    keep: Keep | None = None,
+    targeted: bool = False,
+    random_start: bool = False,
+    restarts: int = 1,
+) -> FirstOrderAttack:
+    """max over images z in the set around x of objective(logits(z), y), by a first-order method.
+
+    The iterates are u₀ (the clean image, or a random start) and u_{t+1} = project(step(u_t)) on the
+    set of radius `radius(t)`. A candidate is judged on the logits that the next gradient needs
+    anyway, so that a step costs one forward and one backward pass. The clean image is always the
+    first candidate.
+
+    Args:
+      feasible: what the attacker may do.
+      method: how it moves, such as `pgd(sign(0.1))`.
+      radius: schedule of the set's radius.
+      steps: steps at most per restart.
+      objective: what it maximises, of logits and label; written for the untargeted case.
+      keep: which iterate is the answer; `first_success()` by default.
+      targeted: whether y is the label that is to win: success is argmax = y instead of ≠ y, and the
+        objective changes sign.
+      random_start: whether to start from a random feasible point of radius `radius(0)`.
+      restarts: how often to start; more than one is only useful with `random_start`.
+
+    Raises:
+      InputError: `steps` or `restarts` below 1, or restarts without a random start.
+    """
+    keep = first_success() if keep is None else keep
+    if steps < 1:
+        raise InputError(f"steps must be 1 or more, got {steps}")
+    if restarts < 1:
+        raise InputError(f"restarts must be 1 or more, got {restarts}")
+    if restarts > 1 and not random_start:
+        raise InputError("restarts above 1 repeat the same attack unless random_start is set")
+    aim = towards(objective) if targeted else objective
+
+    def judge(logits: Array, y: Array) -> tuple[Array, Array]:
+        hit = jnp.argmax(logits, axis=-1) == y
+        return jax.vmap(aim)(logits, y), hit if targeted else ~hit
+
+    def init(keys, logits_fn, x, y) -> AttackState:
+        x = jax.lax.stop_gradient(x)
+        n = x.shape[0]
+        clean, memory = jax.vmap(feasible.init)(x)
+        value, success = judge(jax.lax.stop_gradient(logits_fn(x)), y)
+        zero = jnp.zeros(n, x.dtype)
+        count = jnp.zeros(n, jnp.int32)
+        kept = Candidate(x, memory, value, success, zero, zero, count)
+        u, budget = clean, zero
+        if random_start:
+            first = jnp.full(n, radius(0), x.dtype)
+            u, memory = jax.vmap(feasible.random)(keys, x, first)
+            budget = first
+        return AttackState(u, memory, jax.vmap(method.init)(u), budget, count, kept)
+
+    def unsettled(state: AttackState) -> Array:
+        return ~keep.settled(state.kept) & (state.step <= steps)
+
+    def step(logits_fn, x, y, state: AttackState) -> AttackState:
+        x = jax.lax.stop_gradient(x)
+
+        def loss(u):
+            images = jax.vmap(feasible.decode)(x, u)
+            logits = logits_fn(images)
+            value, success = judge(logits, y)
+            return -jnp.sum(value), (images, value, success)
+
+        gradient, (images, value, success) = jax.lax.stop_gradient(
+            jax.grad(loss, has_aux=True)(state.u)
+        )
+        distance = jax.vmap(feasible.distance)(x, state.u, state.memory)
+        new = Candidate(images, state.memory, value, success, state.budget, distance, state.step)
+        kept = _select(unsettled(state) & keep.better(new, state.kept), new, state.kept)
+
+        def move(x, gradient, method_state, u, budget, memory):
+            return method.update(
+                gradient, method_state, u, lambda v: feasible.project(x, u, v, budget, memory)
+            )
+
+        budget = jnp.asarray(radius(state.step), x.dtype) * jnp.ones_like(state.budget)
+        u, memory, method_state = jax.vmap(move)(
+            x, gradient, state.method, state.u, budget, state.memory
+        )
+        state = state._replace(kept=kept)
+        moved = AttackState(u, memory, method_state, budget, state.step + 1, kept)
+        return _select(unsettled(state), moved, state)
+
+    def merge(newer: AttackState, older: AttackState) -> AttackState:
+        kept = _select(keep.better(newer.kept, older.kept), newer.kept, older.kept)
+        return newer._replace(kept=kept)
+
+    def result(state: AttackState) -> AttackResult:
+        kept = state.kept
+        reached = jnp.where(kept.success, kept.budget, jnp.inf)
+        return AttackResult(
+            kept.image, kept.success, reached, kept.budget, kept.distance, kept.objective,
+            kept.steps, kept.evidence,
+        )  # fmt: skip
+
+    return FirstOrderAttack(init, step, unsettled, merge, result, restarts)
+
+
+def _select(chosen: Bool[Array, "n"], new: Any, old: Any) -> Any:
+    """Per image, the leaves of `new` where chosen, else those of `old`."""
+
+    def pick(a: Array, b: Array) -> Array:
+        return jnp.where(chosen.reshape(chosen.shape + (1,) * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(pick, new, old)

@@ -1,0 +1,114 @@
+"""What an attacker may do: feasible sets, each in a variable of its own.
+
+A set is a tuple of pure functions of *one* image; attacks vmap them. The attacker's variable `u` is
+any pytree (here the image itself), and `memory` is what the set keeps from one projection to the
+next: where to start, and the evidence that the point is feasible.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from ott.geometry import geometry as ott_geometry
+
+from wasserstein_adv.errors import InputError
+from wasserstein_adv.projections.projected_sinkhorn import Duals, projected_sinkhorn
+
+Variable = Any
+Memory = Any
+
+
+class FeasibleSet(NamedTuple):
+    """A family of sets around a clean image x, one for each radius."""
+
+    init: Callable[[Array], tuple[Variable, Memory]]
+    """x ↦ (u, memory) at the clean image."""
+    random: Callable[[PRNGKeyArray, Array, Array], tuple[Variable, Memory]]
+    """(key, x, radius) ↦ a random feasible start."""
+    decode: Callable[[Array, Variable], Array]
+    """(x, u) ↦ the image that u stands for; differentiable in u."""
+    project: Callable[[Array, Variable, Variable, Array, Memory], tuple[Variable, Memory]]
+    """(x, u, stepped u, radius, memory) ↦ the feasible point nearest to the stepped one."""
+    distance: Callable[[Array, Variable, Memory], Array]
+    """(x, u, memory) ↦ the radius that u makes use of."""
+
+
+class BallEvidence(NamedTuple):
+    """What a projected Sinkhorn projection leaves behind."""
+
+    psi: Float[Array, ""]
+    """Multiplier of the budget: where the next projection starts."""
+    point: Float[Array, "h w c"]
+    """The projection, before it was clamped to [0, 1]."""
+    cost: Float[Array, ""]
+    """Cost of the plan that carries x to `point`, at most the radius."""
+    converged: Bool[Array, ""]
+    iterations: Int[Array, ""]
+
+
+def wasserstein_ball(
+    geometry: ott_geometry.Geometry,
+    reg: float = 1000.0,
+    *,
+    tolerance: float = 1e-3,
+    max_iterations: int = 300,
+) -> FeasibleSet:
+    """Images within a Wasserstein distance of x, by projected Sinkhorn iterations, then in [0, 1].
+
+    Wong et al. (2019). As published, the projected image is clamped to [0, 1] afterwards; what the
+    clamp cuts off can take the image out of the ball, so the point before it is kept as evidence.
+    Projections start from β = λ(w − z)/m, z the iterate that was stepped from.
+
+    Args:
+      geometry: where mass may move, and at what cost.
+      reg: λ, weight of the distance against the plan's entropy.
+      tolerance, max_iterations: as for `projected_sinkhorn`; every point is feasible whatever they
+        are.
+
+    Raises:
+      InputError: `reg` is not positive.
+    """
+    if not reg > 0:
+        raise InputError(f"reg must be positive, got {reg}")
+
+    def init(x: Array) -> tuple[Array, BallEvidence]:
+        nothing = jnp.zeros((), x.dtype)
+        evidence = BallEvidence(nothing, x, nothing, jnp.ones((), bool), jnp.zeros((), jnp.int32))
+        return x, evidence
+
+    def project(x, u, stepped, radius, memory: BallEvidence):
+        mass = jnp.sum(x)
+        beta = reg * (stepped - u) / jnp.where(mass > 0, mass, 1.0)
+        result = projected_sinkhorn(
+            geometry, x, stepped, radius, reg, Duals(beta, memory.psi),
+            tolerance=tolerance, max_iterations=max_iterations,
+        )  # fmt: skip
+        evidence = BallEvidence(
+            result.duals.psi, result.point, result.cost, result.converged, result.iterations
+        )
+        return jnp.clip(result.point, 0.0, 1.0), evidence
+
+    def random(key, x, radius):
+        noise = jax.random.uniform(key, x.shape, x.dtype, -1.0, 1.0)
+        u, memory = init(x)
+        return project(x, u, x + noise, radius, memory)
+
+    return FeasibleSet(init, random, lambda x, u: u, project, lambda x, u, memory: memory.cost)
+
+
+def linf_ball() -> FeasibleSet:
+    """Images within max|z − x| ≤ radius, in [0, 1]: the classical set, for comparison."""
+
+    def project(x, u, stepped, radius, memory):
+        return jnp.clip(jnp.clip(stepped, x - radius, x + radius), 0.0, 1.0), memory
+
+    def random(key, x, radius):
+        noise = jax.random.uniform(key, x.shape, x.dtype, -1.0, 1.0)
+        return jnp.clip(x + radius * noise, 0.0, 1.0), ()
+
+    return FeasibleSet(
+        lambda x: (x, ()), random, lambda x, u: u, project,
+        lambda x, u, memory: jnp.max(jnp.abs(u - x)),
+    )  # fmt: skip

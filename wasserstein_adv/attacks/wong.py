@@ -1,0 +1,69 @@
+"""The projected Sinkhorn attack of Wong, Schmidt and Kolter (2019), with its protocols."""
+
+from typing import NamedTuple
+
+from wasserstein_adv.attacks.first_order import FirstOrderAttack, first_order
+from wasserstein_adv.attacks.methods import pgd, sign
+from wasserstein_adv.attacks.schedules import growing
+from wasserstein_adv.attacks.sets import wasserstein_ball
+from wasserstein_adv.geometry.costs import euclidean_power
+from wasserstein_adv.geometry.grids import local_grid
+
+
+class WongProtocol(NamedTuple):
+    """Settings of the attack. Units: pixels for the window, fractions of the image's mass times
+    pixels^p for radii, [0, 1] intensities for the step."""
+
+    start: float = 0.3
+    """Radius ε of the first step."""
+    factor: float = 1.1
+    """Growth of the radius,"""
+    every: int = 10
+    """once in so many steps."""
+    steps: int = 200
+    step_size: float = 0.1
+    """Length of the ℓ∞ sign step."""
+    reg: float = 1000.0
+    """λ."""
+    window: int = 5
+    p: float = 1.0
+    """Exponent of the Euclidean ground cost."""
+
+
+MNIST = WongProtocol()
+"""Evaluation on MNIST: section 5."""
+MNIST_SCRIPT = WongProtocol(start=0.7, window=7, p=2.0)
+"""Evaluation on MNIST as the published script has it."""
+MNIST_TRAINING = WongProtocol(start=0.1, factor=1.4, every=5, steps=50)
+"""Adversarial training on MNIST: appendix B.1."""
+CIFAR10 = WongProtocol(start=0.001, factor=1.17, steps=400, reg=3000.0)
+"""Evaluation on CIFAR-10: section 5."""
+CIFAR10_TRAINING = WongProtocol(start=0.01, factor=1.5, every=5, steps=50, reg=3000.0)
+"""Adversarial training on CIFAR-10: appendix B.2."""
+
+
+def wong(
+    grid_size: tuple[int, int], protocol: WongProtocol = MNIST, **first_order_options
+) -> FirstOrderAttack:
+    """Signed gradient steps projected on a Wasserstein ball that grows until the image is fooled.
+
+    Algorithm 1 with the projection of Algorithm 2, under an evaluation protocol of section 5. An
+    image's radius is that of the ball in which it was first misclassified.
+
+    Args:
+      grid_size: (H, W) of the images.
+      protocol: the settings, `MNIST` by default.
+      **first_order_options: `objective`, `keep`, `targeted`, `random_start`, `restarts` as for
+        `first_order`.
+
+    Raises:
+      InputError: an even window, a non-positive λ or p, no steps.
+    """
+    geometry = local_grid(grid_size, euclidean_power(protocol.p), protocol.window)
+    return first_order(
+        wasserstein_ball(geometry, protocol.reg),
+        pgd(sign(protocol.step_size)),
+        radius=growing(protocol.start, protocol.factor, protocol.every),
+        steps=protocol.steps,
+        **first_order_options,
+    )
