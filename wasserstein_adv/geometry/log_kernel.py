@@ -7,11 +7,12 @@ the first and plus the second derivative of the log-kernel in ψ.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 from ott.geometry import geometry as ott_geometry
 from ott.geometry import grid as ott_grid
 
@@ -97,28 +98,32 @@ def _(geometry: ott_grid.Grid, x: Array, h: Array, psi: Array):
 
 @log_kernel.register
 def _(geometry: LocalGrid, h: Float[Array, "h w"], psi: Float[Array, ""], axis: int = 1):
-    groups, top = _centred_neighbours(geometry, h, psi, axis)
-    sums = [(cost, sum(_exp(s) for s in scores)) for cost, scores in groups]
-    return _from_sums(sums, top, jnp.asarray(-jnp.inf, h.dtype))
+    top, weight_of = _tap_weights(geometry, h, psi, axis)
+    total, first = _sum_taps(geometry, lambda tap: _weighted(weight_of(tap), tap.cost), h, axis)
+    mean = first * _inverse(total)
+    _, second = _sum_taps(
+        geometry, lambda tap: _weighted(weight_of(tap), (tap.cost - mean) ** 2), h, axis
+    )
+    return _unfloored(_log(total) + top, mean, second * _inverse(total))
 
 
 @push_forward.register
 def _(geometry: LocalGrid, x: Array, h: Array, psi: Array):
-    groups, _ = _centred_neighbours(geometry, h, psi, axis=1)
-    weights = [[_exp(s) for s in scores] for _, scores in groups]
-    share = x * _inverse(sum(sum(group) for group in weights))
-    pairs = zip(geometry.taps(1), weights, strict=True)
-    moves = [(d, w) for (_, taps), group in pairs for d, w in zip(taps, group, strict=True)]
+    _, weight_of = _tap_weights(geometry, h, psi, axis=1)
+    (total,) = _sum_taps(geometry, lambda tap: (weight_of(tap),), h, axis=1)
+    share = x * _inverse(total)
     radius = geometry.window.shape[0] // 2
-    height, width = geometry.grid_size
-    moved = jnp.zeros((height + 2 * radius, width + 2 * radius), x.dtype)
-    for (drow, dcol), weight in moves:
-        at = (
-            slice(radius + drow, radius + drow + height),
-            slice(radius + dcol, radius + dcol + width),
-        )
-        moved = moved.at[at].add(share * weight)
-    return moved[radius : radius + height, radius : radius + width]
+
+    def scatter(moved: Array, tap: Tap) -> tuple[Array, None]:
+        at = (tap.drow + radius, tap.dcol + radius)
+        here = jax.lax.dynamic_slice(moved, at, h.shape)
+        return jax.lax.dynamic_update_slice(moved, here + share * weight_of(tap), at), None
+
+    moved, _ = jax.lax.scan(scatter, jnp.pad(jnp.zeros_like(h), radius), _taps(geometry, h, 1))
+    return jax.lax.slice_in_dim(
+        jax.lax.slice_in_dim(moved, radius, radius + h.shape[0], axis=0),
+        radius, radius + h.shape[1], axis=1,
+    )  # fmt: skip
 
 
 def exp_kernel(
@@ -141,7 +146,13 @@ def exp_kernel(
     reach = 60.0 if h.dtype == jnp.float32 else 600.0
     top = _finite_or_zero(jnp.max(h))
     sums = _equal_cost_sums(geometry, _exp(h - top), psi, axis)
-    return _from_sums(sums, top, top - reach)
+    total = sum(value for _, value in sums)
+    # No `where` on `total`: on CPUs XLA would repeat the stencil in every consumer of the test.
+    inverse = 1.0 / jnp.maximum(total, jnp.finfo(h.dtype).tiny)
+    mean = sum(cost * value for cost, value in sums) * inverse
+    # Centred: E[C²] − E[C]² would lose float32's digits.
+    var = sum((cost - mean) ** 2 * value for cost, value in sums) * inverse
+    return LogKernel(jnp.log(total) + top, mean, var, top - reach)
 
 
 def exp_push_forward(
@@ -162,17 +173,57 @@ def _equal_cost_sums(
     return [(cost, jnp.exp(-psi * cost) * sum(shifts)) for cost, shifts in groups]
 
 
-def _centred_neighbours(
+class Tap(NamedTuple):
+    """Displacements of a window and their costs: scanned over, one at a time."""
+
+    cost: Float[Array, "taps"]
+    drow: Int[Array, "taps"]
+    dcol: Int[Array, "taps"]
+
+
+def _taps(geometry: LocalGrid, h: Array, axis: int) -> Tap:
+    every = [(cost, *move) for cost, moves in geometry.taps(axis) for move in moves]
+    cost, drow, dcol = zip(*every, strict=True)
+    return Tap(jnp.asarray(cost, h.dtype), jnp.asarray(drow), jnp.asarray(dcol))
+
+
+def _tap_weights(
     geometry: LocalGrid, h: Array, psi: Array, axis: int
-) -> tuple[list[tuple[float, list[Array]]], Array]:
-    """Per cost c, the scores h_j − ψc of the neighbours minus the largest score, and the largest."""
-    groups = [
-        (cost, [shift - psi * cost for shift in shifts])
-        for cost, shifts in geometry.neighbours(h, -jnp.inf, axis)
-    ]
-    every = [score for _, scores in groups for score in scores]
-    top = _finite_or_zero(functools.reduce(jnp.maximum, every))
-    return [(cost, [score - top for score in scores]) for cost, scores in groups], top
+) -> tuple[Array, Callable[[Tap], Array]]:
+    """The largest score h_j − ψC_ij per pixel i, and tap ↦ exp(score − largest) of one neighbour.
+
+    Scans, not unrolled sums: memory stays O(H·W), and the rarely used log domain compiles fast.
+    """
+    radius = geometry.window.shape[0] // 2
+    padded = jnp.pad(h, radius, constant_values=-jnp.inf)
+
+    def score(tap: Tap) -> Array:
+        at = (tap.drow + radius, tap.dcol + radius)
+        return jax.lax.dynamic_slice(padded, at, h.shape) - psi * tap.cost
+
+    top, _ = jax.lax.scan(
+        lambda best, tap: (jnp.maximum(best, score(tap)), None),
+        jnp.full_like(h, -jnp.inf),
+        _taps(geometry, jax.lax.stop_gradient(h), axis),
+    )
+    top = _finite_or_zero(top)
+    return top, lambda tap: _exp(score(tap) - top)
+
+
+def _weighted(weight: Array, value: Array) -> tuple[Array, Array]:
+    return weight, weight * value
+
+
+def _sum_taps(
+    geometry: LocalGrid, terms: Callable[[Tap], tuple[Array, ...]], h: Array, axis: int
+) -> tuple[Array, ...]:
+    """Σ over the window's taps of each of `terms(tap)`."""
+    taps = _taps(geometry, h, axis)
+    shapes = jax.eval_shape(lambda: terms(jax.tree.map(lambda a: a[0], taps)))
+    zero = tuple(jnp.zeros(s.shape, s.dtype) for s in shapes)
+    return jax.lax.scan(
+        lambda sums, tap: (jax.tree.map(jnp.add, sums, terms(tap)), None), zero, taps
+    )[0]
 
 
 def _finite_or_zero(a: Array) -> Array:
@@ -195,16 +246,6 @@ def _inverse(a: Array) -> Array:
     """1 / a, and 0 where a = 0: an empty sum has no share to give."""
     empty = a <= 0
     return jnp.where(empty, 0.0, 1.0 / jnp.where(empty, 1.0, a))
-
-
-def _from_sums(sums: list[tuple[float, Array]], top: Array, floor: Array) -> LogKernel:
-    """Log-kernel and moments from Σ exp(h − top − ψc) over the neighbours of each cost c."""
-    total = sum(value for _, value in sums)
-    inverse = _inverse(total)
-    mean = sum(cost * value for cost, value in sums) * inverse
-    # Centred: E[C²] − E[C]² would lose float32's digits.
-    var = sum((cost - mean) ** 2 * value for cost, value in sums) * inverse
-    return LogKernel(_log(total) + top, mean, var, floor)
 
 
 class _Block(NamedTuple):

@@ -8,7 +8,7 @@ and its cost ⟨Π(ψ), C⟩ falls as ψ grows, to 0 as ψ → ∞ where mass ma
 every β gives a feasible plan, and one scalar equation finds the best ψ.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -30,21 +30,37 @@ class Budget(NamedTuple):
     cost: Float[Array, ""]
     """⟨Π(ψ), C⟩, at most the radius when `converged`."""
     converged: Bool[Array, ""]
+    iterations: Int[Array, ""]
+    """Evaluations of the kernel."""
 
 
 class _Search(NamedTuple):
+    proposal: Float[Array, ""]
     psi: Float[Array, ""]
     lower: Float[Array, ""]
     upper: Float[Array, ""]
     row: LogKernel
     cost: Float[Array, ""]
-    slope: Float[Array, ""]
+    found: Bool[Array, ""]
     iteration: Int[Array, ""]
+
+
+def dots(values: Sequence[Array], weights: Array) -> list[Array]:
+    """Σ v·weights over all axes, for every v of `values`, as one matrix product.
+
+    XLA's CPU backend turns a plain sum into a scalar loop with the computation of the summands fused
+    into it, many times slower than the summands themselves; a product of matrices it leaves alone.
+    """
+    rows = jnp.stack([v.reshape(-1) for v in values])
+    columns = jnp.stack([weights.reshape(-1)] * 2, axis=-1)  # one column would be a plain sum again
+    product = jnp.matmul(rows, columns, precision=jax.lax.Precision.HIGHEST)
+    return list(product[:, 0])
 
 
 def plan_cost(x: Float[Array, "h w c"], row: LogKernel) -> tuple[Array, Array]:
     """⟨Π, C⟩ of the plan with row sums `x` and minus its derivative in ψ, Σ_i x_i Var_i(C)."""
-    return jnp.sum(x * row.mean), jnp.sum(x * row.var)
+    cost, slope = dots([row.mean, row.var], x)
+    return cost, slope
 
 
 def solve_psi(
@@ -73,44 +89,42 @@ def solve_psi(
     """
     slack = 1e-6 if x.dtype == jnp.float32 else 1e-13  # rounding of the sum that gives the cost
     ulps = 4.0 * jnp.finfo(x.dtype).eps
+    # Newton aims at the middle of the accepted interval.
+    aim = jnp.log(radius) + jnp.log1p(-0.5 * tolerance)
 
-    def is_inside(cost):
-        return cost <= radius * (1.0 + slack)
-
-    def evaluate(psi, lower, upper, iteration):
-        row = kernel(beta, psi)
-        cost, slope = plan_cost(x, row)
-        lower = jnp.where(is_inside(cost), lower, psi)
-        upper = jnp.where(is_inside(cost), psi, upper)
-        return _Search(psi, lower, upper, row, cost, slope, iteration + 1)
-
-    def is_closed(s: _Search):
-        return jnp.isfinite(s.upper) & (s.upper - s.lower <= ulps * s.upper)
-
-    def found(s: _Search):
-        tight = (s.cost >= radius * (1.0 - tolerance)) | (s.psi == 0.0)
-        return is_inside(s.cost) & (tight | is_closed(s))
-
-    def body(s: _Search):
-        # Aim at the middle of the accepted interval.
-        aim = jnp.log(radius) + jnp.log1p(-0.5 * tolerance)
-        newton = s.psi + (jnp.log(s.cost) - aim) * s.cost / s.slope
+    def propose(psi, lower, upper, cost, slope):
+        newton = psi + (jnp.log(cost) - aim) * cost / slope
         newton = jnp.where(newton > 0.0, newton, 0.0)
         middle = jnp.where(
-            s.upper > 4.0 * s.lower + 4.0,
-            jnp.sqrt((s.lower + 1.0) * (s.upper + 1.0)) - 1.0,
-            0.5 * (s.lower + s.upper),
+            upper > 4.0 * lower + 4.0,
+            jnp.sqrt((lower + 1.0) * (upper + 1.0)) - 1.0,
+            0.5 * (lower + upper),
         )
-        outside = jnp.where(jnp.isinf(s.upper), 4.0 * s.psi + 4.0, jnp.maximum(middle, 0.0))
+        fallback = jnp.where(jnp.isinf(upper), 4.0 * psi + 4.0, jnp.maximum(middle, 0.0))
         # Far from the root Newton may see rounding only: never more than a factor of 16.
-        trusted = (newton > s.lower) & (newton < s.upper) & (newton <= 16.0 * s.psi + 16.0)
-        proposal = jnp.where(trusted, newton, outside)
-        # Where rounding has closed the bracket, its upper end is the answer.
-        proposal = jnp.where(is_closed(s), s.upper, proposal)
-        return evaluate(proposal, s.lower, s.upper, s.iteration)
+        trusted = (newton > lower) & (newton < upper) & (newton <= 16.0 * psi + 16.0)
+        return jnp.where(trusted, newton, fallback)
 
-    # lower = −1 stands for "0 has not been tried yet".
+    def body(s: _Search) -> _Search:
+        psi = s.proposal
+        row = kernel(beta, psi)
+        cost, slope = plan_cost(x, row)
+        inside = cost <= radius * (1.0 + slack)
+        lower = jnp.where(inside, s.lower, psi)
+        upper = jnp.where(inside, psi, s.upper)
+        # Where rounding closes the bracket first, its upper end is the answer.
+        closed = jnp.isfinite(upper) & (upper - lower <= ulps * upper)
+        tight = (cost >= radius * (1.0 - tolerance)) | (psi == 0.0)
+        proposal = jnp.where(closed, upper, propose(psi, lower, upper, cost, slope))
+        found = inside & (tight | closed)
+        return _Search(proposal, psi, lower, upper, row, cost, found, s.iteration + 1)
+
     inf = jnp.full((), jnp.inf, x.dtype)
-    start = evaluate(jnp.asarray(psi, x.dtype), -jnp.ones_like(inf), inf, jnp.zeros((), jnp.int32))
-    search = jax.lax.while_loop(lambda s: ~found(s) & (s.iteration < max_iterations), body, start)
-    return Budget(search.psi, search.row, search.cost, found(search))
+    blank = jax.tree.map(
+        lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(lambda: kernel(beta, psi))
+    )
+    # lower = −1 stands for "0 has not been tried yet".
+    no, first = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
+    start = _Search(psi, psi, -jnp.ones_like(inf), inf, blank, inf, no, first)
+    search = jax.lax.while_loop(lambda s: ~s.found & (s.iteration < max_iterations), body, start)
+    return Budget(search.psi, search.row, search.cost, search.found, search.iteration)

@@ -34,7 +34,7 @@ from wasserstein_adv.geometry.log_kernel import (
     log_kernel,
     push_forward,
 )
-from wasserstein_adv.projections.budget import plan_cost, solve_psi
+from wasserstein_adv.projections.budget import dots, plan_cost, solve_psi
 from wasserstein_adv.projections.wright_omega import log_wright_omega, wright_omega
 
 
@@ -164,19 +164,22 @@ def block_ascent(kernel: Kernel, problem: Problem, state: State) -> State:
     moved = jnp.exp(state.beta + column.lse)
     excess = (cost - radius) / radius
     gap = jnp.where(state.psi > 0, jnp.abs(excess), jnp.maximum(excess, 0.0))
-    residual = jnp.sum(jnp.abs(moved - state.z)) + gap
-    fits = state.fits & _rows_fit(x, row) & _columns_fit(w, reg, column)
-    return State(beta, z, psi, residual, fits)
+    violation, misfits = dots(
+        [jnp.abs(moved - state.z), _row_misfits(x, row) + _column_misfits(w, reg, column)],
+        jnp.ones_like(x),
+    )
+    return State(beta, z, psi, violation + gap, state.fits & (misfits == 0))
 
 
-def _rows_fit(x: Array, row: LogKernel) -> Array:
-    return jnp.all((x == 0) | (row.lse >= row.floor))
+def _row_misfits(x: Array, row: LogKernel) -> Array:
+    """1 where a sum that counts has left the kernel's range, else 0."""
+    return ((x > 0) & ~(row.lse >= row.floor)).astype(x.dtype)
 
 
-def _columns_fit(w: Array, reg: Array, column: LogKernel) -> Array:
+def _column_misfits(w: Array, reg: Array, column: LogKernel) -> Array:
     # A sum below the floor does no harm where even the floor itself would give no mass: ω(t) < e^t.
     at_floor = jnp.log(reg) + reg * w + column.floor
-    return jnp.all((column.lse >= column.floor) | (at_floor < -16.0))
+    return (~(column.lse >= column.floor) & (at_floor >= -16.0)).astype(w.dtype)
 
 
 def dual_objective(
@@ -348,7 +351,7 @@ def _run(
     budget = solve_psi(row_kernel, x, state.beta, radius, state.psi, tolerance=1e-3)
     # x itself is feasible, should the budget's equation ever resist.
     point = jnp.where(budget.converged, kernel.push(x, state.beta, budget.psi), x)
-    fits = state.fits & _rows_fit(x, budget.row)
+    fits = state.fits & (jnp.max(_row_misfits(x, budget.row)) == 0)
     converged = (state.residual <= tolerance) & budget.converged
     cost = jnp.where(budget.converged, budget.cost, 0.0)
     duals = Duals(state.beta, budget.psi)
