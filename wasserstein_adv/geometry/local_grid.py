@@ -15,7 +15,7 @@ from wasserstein_adv.geometry.costs import check_window_size
 
 
 def _check_window(window: np.ndarray) -> np.ndarray:
-    window = np.asarray(window, np.float64)
+    window = np.array(window, np.float64)  # a copy: it is frozen below
     if window.ndim != 2 or window.shape[0] != window.shape[1]:
         raise InputError(f"window must be a square k×k array of costs, got shape {window.shape}")
     side = check_window_size(window.shape[0], "window side")
@@ -66,6 +66,11 @@ class LocalGrid(geometry.Geometry):
         """(H·W, H·W)."""
         n = self.grid_size[0] * self.grid_size[1]
         return n, n
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """JAX's default float: OTT asks for it; products take the dtype of what they are applied to."""
+        return jnp.result_type(float)
 
     @property
     def is_symmetric(self) -> bool:

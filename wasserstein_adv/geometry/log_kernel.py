@@ -139,7 +139,8 @@ def exp_kernel(
       geometry, h, psi, axis: as in `log_kernel`.
 
     Returns:
-      `LogKernel`, exact (to rounding) where `lse` ≥ `floor`; −inf or too small below.
+      `LogKernel`, exact (to rounding) where `lse` ≥ `floor`; some finite number below it where the
+      exact value is below it.
     """
     # A sum at the floor still holds every term down to e^-27 (e^-100) of it: float32 becomes
     # subnormal at e^-87, float64 at e^-708.
@@ -147,8 +148,9 @@ def exp_kernel(
     top = _finite_or_zero(jnp.max(h))
     sums = _equal_cost_sums(geometry, _exp(h - top), psi, axis)
     total = sum(value for _, value in sums)
-    # No `where` on `total`: on CPUs XLA would repeat the stencil in every consumer of the test.
-    inverse = 1.0 / jnp.maximum(total, jnp.finfo(h.dtype).tiny)
+    # Kept off 0 by a maximum, not by tests on `total`: on CPUs XLA would repeat the stencil in each.
+    total = jnp.maximum(total, jnp.finfo(h.dtype).tiny)
+    inverse = 1.0 / total
     mean = sum(cost * value for cost, value in sums) * inverse
     # Centred: E[C²] − E[C]² would lose float32's digits.
     var = sum((cost - mean) ** 2 * value for cost, value in sums) * inverse
@@ -207,7 +209,7 @@ def _tap_weights(
         _taps(geometry, jax.lax.stop_gradient(h), axis),
     )
     top = _finite_or_zero(top)
-    return top, lambda tap: _exp(score(tap) - top)
+    return top, lambda tap: _exp(jnp.minimum(score(tap) - top, 0.0))
 
 
 def _weighted(weight: Array, value: Array) -> tuple[Array, Array]:
@@ -266,7 +268,8 @@ def _block(h: Array, cost: Array, psi: Array, over: int) -> _Block:
     cost = jnp.where(forbidden, 0.0, cost)
     scores = jnp.where(forbidden, -jnp.inf, h - psi * cost)
     top = _finite_or_zero(jnp.max(scores, axis=over, keepdims=True))
-    return _Block(_exp(scores - top), top, cost)
+    # At huge scores XLA may round both sides of the difference differently: keep it at most 0.
+    return _Block(_exp(jnp.minimum(scores - top, 0.0)), top, cost)
 
 
 def _moments(block: _Block, over: int) -> tuple[Array, Array, Array]:

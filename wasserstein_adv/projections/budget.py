@@ -117,7 +117,9 @@ def solve_psi(
         tight = (cost >= radius * (1.0 - tolerance)) | (psi == 0.0)
         proposal = jnp.where(closed, upper, propose(psi, lower, upper, cost, slope))
         found = inside & (tight | closed)
-        return _Search(proposal, psi, lower, upper, row, cost, found, s.iteration + 1)
+        # Not a number: nothing to go on from.
+        count = jnp.where(jnp.isnan(cost), max_iterations, s.iteration + 1)
+        return _Search(proposal, psi, lower, upper, row, cost, found, count)
 
     inf = jnp.full((), jnp.inf, x.dtype)
     blank = jax.tree.map(
@@ -127,4 +129,5 @@ def solve_psi(
     no, first = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
     start = _Search(psi, psi, -jnp.ones_like(inf), inf, blank, inf, no, first)
     search = jax.lax.while_loop(lambda s: ~s.found & (s.iteration < max_iterations), body, start)
-    return Budget(search.psi, search.row, search.cost, search.found, search.iteration)
+    safe = jnp.where(jnp.isfinite(search.psi), search.psi, psi)
+    return Budget(safe, search.row, search.cost, search.found, search.iteration)

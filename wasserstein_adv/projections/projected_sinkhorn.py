@@ -291,24 +291,32 @@ def _solve(
     x_unit, w_unit = x / unit, w / unit
     # Masses are fixed, so a constant added to a channel of w changes β and nothing else; taking it
     # out keeps β small, and float32 exact.
+    channel_mass = jnp.sum(x_unit, axis=(0, 1))
     shift = jnp.sum(x_unit * (w_unit - x_unit), axis=(0, 1))
+    shift = shift / jnp.where(channel_mass > 0, channel_mass, 1.0)
     problem = Problem(x_unit, w_unit - shift, radius, reg)
-    if duals is not None:
-        duals = Duals(duals.beta.astype(x.dtype) - reg * shift, duals.psi.astype(x.dtype))
-    run = functools.partial(
-        _run, problem=problem, duals=duals, step=step, tolerance=tolerance,
-        max_iterations=max_iterations,
-    )  # fmt: skip
-    exact = _log_domain(geometry)
+    if duals is None:
+        beta, psi = reg * (problem.w - problem.x), jnp.ones_like(reg)
+    else:
+        beta, psi = duals.beta.astype(x.dtype) - reg * shift, duals.psi.astype(x.dtype)
+
+    def run(kernel: Kernel, psi: Array) -> tuple[Projection, Array]:
+        return _run(kernel, problem, Duals(beta, psi), step, tolerance, max_iterations)
+
+    def again(carry: tuple[Projection, Array]) -> tuple[Projection, Array]:
+        # Starting from the ψ found so far makes the body depend on the carry: XLA would otherwise
+        # take all of it for loop-invariant, and run it whether it is needed or not.
+        found = carry[0].duals.psi
+        solution, _ = run(_log_domain(geometry), jnp.where(jnp.isfinite(found), found, psi))
+        return solution, jnp.ones((), bool)
+
     if isinstance(geometry, LocalGrid):
-        fast = run(_exp_domain(geometry))
         # A loop of at most one turn: a conditional that stays one under vmap, so that a batch pays
         # for the log domain only if one of its images needs it.
-        solution, _ = jax.lax.while_loop(
-            lambda carry: ~carry[1], lambda _: (run(exact)[0], jnp.ones((), bool)), fast
-        )
+        fast = run(_exp_domain(geometry), psi)
+        solution, _ = jax.lax.while_loop(lambda carry: ~carry[1], again, fast)
     else:
-        solution, _ = run(exact)
+        solution, _ = run(_log_domain(geometry), psi)
     # A blank image has nothing to move.
     point = jnp.where(mass > 0, solution.point * unit, x)
     beta = solution.duals.beta + reg * shift
@@ -318,7 +326,7 @@ def _solve(
 def _run(
     kernel: Kernel,
     problem: Problem,
-    duals: Duals | None,
+    duals: Duals,
     step: Step,
     tolerance: float,
     max_iterations: int,
@@ -329,8 +337,6 @@ def _run(
     def row_kernel(beta: Array, psi: Array) -> LogKernel:
         return kernel.log(beta, psi, 1)
 
-    if duals is None:
-        duals = Duals(reg * (w - x), jnp.ones_like(reg))
     beta = duals.beta
     # A rough ψ for this β costs one or two kernel applications and saves several iterations.
     psi = solve_psi(row_kernel, x, beta, radius, duals.psi, tolerance=0.1).psi
@@ -348,7 +354,8 @@ def _run(
 
     state, iterations = jax.lax.while_loop(unfinished, body, (start, jnp.zeros((), jnp.int32)))
 
-    budget = solve_psi(row_kernel, x, state.beta, radius, state.psi, tolerance=1e-3)
+    accuracy = max(min(tolerance, 1e-3), 100.0 * float(jnp.finfo(x.dtype).eps))
+    budget = solve_psi(row_kernel, x, state.beta, radius, state.psi, accuracy)
     # x itself is feasible, should the budget's equation ever resist.
     point = jnp.where(budget.converged, kernel.push(x, state.beta, budget.psi), x)
     fits = state.fits & (jnp.max(_row_misfits(x, budget.row)) == 0)

@@ -1,0 +1,170 @@
+"""Attacks over every local device: the one place that knows about devices.
+
+`evaluate` drives an attack's public `init` and `step` in rounds of a few steps. Between rounds it
+drops the images that are settled and packs the others anew, into batches of one size and one last
+batch padded to a power of two: images already fooled cost nothing, and the number of compiled
+shapes stays logarithmic. An image's keys come from its index, so neither the packing nor the number
+of devices changes its answer.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from wasserstein_adv.attacks.first_order import (
+    AttackResult,
+    AttackState,
+    FirstOrderAttack,
+    LogitsFn,
+    check_batch,
+    image_keys,
+)
+from wasserstein_adv.errors import InputError
+
+
+class Progress(NamedTuple):
+    """Where an evaluation stands after a round; enough to go on from there."""
+
+    restart: int
+    """Which restart is under way, from 0."""
+    state: AttackState
+    """The attack's state on all images, NumPy arrays."""
+    earlier: AttackState | None
+    """The best of the restarts before, in the same form."""
+    settled: np.ndarray
+    """(n,) which images need no further step in this restart."""
+
+
+def evaluate(
+    attack: FirstOrderAttack,
+    key: PRNGKeyArray,
+    logits_fn: LogitsFn,
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    batch_size: int = 128,
+    steps_per_round: int = 5,
+    devices: Sequence[jax.Device] | None = None,
+    resume: Progress | None = None,
+    on_round: Callable[[Progress], None] = lambda progress: None,
+) -> AttackResult:
+    """Attack n images on all devices; the same answers as `attack(key, logits_fn, x, y)`.
+
+    Args:
+      attack: what to run.
+      key: random key, as for the attack itself.
+      logits_fn: the model, a pure function.
+      x: (n, h, w, c) clean images in [0, 1].
+      y: (n,) integer labels.
+      batch_size: images in one call, over all devices together.
+      steps_per_round: attack steps between two packings.
+      devices: where to run; all local devices by default.
+      resume: a `Progress` that `on_round` was given by an evaluation of the same arguments.
+      on_round: called after every round, with progress and for checkpoints.
+
+    Returns:
+      `AttackResult` of NumPy arrays.
+
+    Raises:
+      InputError: shapes that do not agree, or sizes below 1.
+    """
+    check_batch(x, y)
+    for name, size in (("batch_size", batch_size), ("steps_per_round", steps_per_round)):
+        if size < 1:
+            raise InputError(f"{name} must be 1 or more, got {size}")
+    devices = jax.local_devices() if devices is None else list(devices)
+
+    impl = jax.random.key_impl(key)
+
+    def start(key_data, x, y):
+        return attack.init(jax.random.wrap_key_data(key_data, impl=impl), logits_fn, x, y)
+
+    def advance(x, y, state):
+        def one(_, state):
+            return attack.step(logits_fn, x, y, state)
+
+        state = jax.lax.fori_loop(0, steps_per_round, one, state)
+        return state, ~attack.unsettled(state)
+
+    start, advance = on_devices(start, devices), on_devices(advance, devices)
+    everyone = np.arange(x.shape[0])
+    y = np.asarray(y, np.int32)
+
+    def begin(restart: int) -> AttackState:
+        keys = image_keys(jax.random.fold_in(key, restart), jnp.asarray(everyone))
+        data = np.asarray(jax.random.key_data(keys))
+        batches = list(_batches(everyone, batch_size, len(devices)))
+        parts = [start(_take(data, b), _take(x, b), _take(y, b)) for b in batches]
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(everyone)], *parts)
+
+    earlier = None
+    for restart in range(0 if resume is None else resume.restart, attack.restarts):
+        if resume is not None and restart == resume.restart:
+            state, earlier, settled = resume.state, resume.earlier, resume.settled.copy()
+        else:
+            state = begin(restart)
+            settled = ~np.asarray(attack.unsettled(state))
+        state = jax.tree.map(np.array, state)  # a copy of our own, to be written into
+        while not settled.all():
+            for batch in _batches(everyone[~settled], batch_size, len(devices)):
+                new, done = advance(_take(x, batch), _take(y, batch), _take(state, batch))
+                _put(state, batch, new)
+                settled[batch] = done
+            on_round(Progress(restart, state, earlier, settled))
+        merged = state if earlier is None else attack.merge(state, earlier)
+        earlier = jax.tree.map(np.asarray, merged)
+    return jax.tree.map(np.asarray, attack.result(earlier))
+
+
+def on_devices(
+    function: Callable[..., Any], devices: Sequence[jax.Device] | None = None
+) -> Callable[..., Any]:
+    """`function` of batches, each device taking an equal share of the leading axis.
+
+    Args:
+      function: pytrees of arrays with a leading axis ↦ pytree of arrays with that axis.
+      devices: all local devices by default; their number must divide the leading axis.
+
+    Returns:
+      The same function on NumPy or JAX arrays, returning NumPy arrays. It waits for the result:
+      on CPUs, calls that overlap can run into each other's rendezvous.
+    """
+    devices = jax.local_devices() if devices is None else list(devices)
+    mapped = jax.pmap(function, devices=devices)
+
+    def split(leaf: Any) -> Any:
+        return leaf.reshape(len(devices), -1, *leaf.shape[1:])
+
+    def join(leaf: Any) -> np.ndarray:
+        return np.asarray(leaf).reshape(-1, *leaf.shape[2:])
+
+    def run(*args: Any) -> Any:
+        return jax.tree.map(join, jax.block_until_ready(mapped(*jax.tree.map(split, args))))
+
+    return run
+
+
+def _batches(index: np.ndarray, size: int, shards: int) -> Iterator[np.ndarray]:
+    """`index` in pieces of `size`, the last one filled with repetitions to a power of two.
+
+    All pieces are multiples of `shards`.
+    """
+    size = -(-size // shards) * shards
+    for at in range(0, len(index), size):
+        piece = index[at : at + size]
+        room = shards
+        while room < len(piece):
+            room *= 2
+        yield np.resize(piece, min(room, size))
+
+
+def _take(tree: Any, index: np.ndarray) -> Any:
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def _put(tree: Any, index: np.ndarray, pieces: Any) -> None:
+    jax.tree.map(lambda leaf, piece: leaf.__setitem__(index, piece), tree, pieces)
