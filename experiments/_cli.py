@@ -1,5 +1,6 @@
 """What the commands have in common."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -31,12 +32,35 @@ def run_command(
     Raises:
         SystemExit: with status 2 for arguments that cannot be parsed, with 0 after `--help`.
     """
-    config = tyro.cli(config_type, args=argv)
+    config = tyro.cli(config_type, args=argv, prog=_program(main))
     try:
         main(config)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return _BAD_INPUT
     except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
         return _INTERRUPTED
     return 0
+
+
+def _program(main: Callable) -> str:
+    """`python -m package.module`, as the user called it."""
+    spec = getattr(sys.modules.get(main.__module__), "__spec__", None)
+    name = spec.name if spec is not None else main.__module__
+    return f"python -m {name}"
+
+
+def use_all_cores() -> None:
+    """Give JAX one CPU device per core, and keep compiled functions between runs.
+
+    To be called before JAX is first used: the number of devices is fixed from then on. An
+    accelerator, where there is one, is used all the same.
+    """
+    import jax
+
+    from experiments._training import cache_root
+
+    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    jax.config.update("jax_compilation_cache_dir", str(cache_root() / "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

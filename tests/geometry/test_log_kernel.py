@@ -251,15 +251,3 @@ def test_gradients_are_the_weights_and_finite_with_empty_pixels(x64, name):
             assert float(in_psi[b]) == pytest.approx(
                 -seed.reshape(-1) @ (p * finite).sum(1), abs=1e-9
             )
-
-
-def test_exp_kernel_has_finite_gradients():
-    geometry = GEOMETRIES["local"]()
-
-    def value(h, psi):
-        kernel = exp_kernel(geometry, h, psi)
-        return jnp.sum(jnp.where(jnp.isfinite(kernel.lse), kernel.lse, 0.0) + kernel.mean)
-
-    slopes = jit(jax.vmap(jax.grad(value, (0, 1)), (0, None)))
-    h = exponents((4, 5))[[0, 1, 3]].astype(np.float32)
-    assert all(np.isfinite(slope).all() for psi in (0.0, 2.0) for slope in slopes(h, psi))

@@ -133,14 +133,14 @@ def exp_kernel(
 
     exp(h − max h) is formed once per pixel and neighbours of equal cost are summed before they are
     multiplied. Where a sum comes near the smallest float, the result says so through its `floor`
-    instead of being wrong silently: float32 reaches 60 below max h.
+    instead of being wrong silently: float32 reaches 60 below max h. For solvers; where gradients
+    are wanted, use `log_kernel`.
 
     Args:
       geometry, h, psi, axis: as in `log_kernel`.
 
     Returns:
-      `LogKernel`, exact (to rounding) where `lse` ≥ `floor`; some finite number below it where the
-      exact value is below it.
+      `LogKernel`, exact (to rounding) where `lse` ≥ `floor`; −inf or too small below.
     """
     # A sum at the floor still holds every term down to e^-27 (e^-100) of it: float32 becomes
     # subnormal at e^-87, float64 at e^-708.
@@ -149,8 +149,7 @@ def exp_kernel(
     sums = _equal_cost_sums(geometry, _exp(h - top), psi, axis)
     total = sum(value for _, value in sums)
     # Kept off 0 by a maximum, not by tests on `total`: on CPUs XLA would repeat the stencil in each.
-    total = jnp.maximum(total, jnp.finfo(h.dtype).tiny)
-    inverse = 1.0 / total
+    inverse = 1.0 / jnp.maximum(total, jnp.finfo(h.dtype).tiny)
     mean = sum(cost * value for cost, value in sums) * inverse
     # Centred: E[C²] − E[C]² would lose float32's digits.
     var = sum((cost - mean) ** 2 * value for cost, value in sums) * inverse
@@ -209,7 +208,7 @@ def _tap_weights(
         _taps(geometry, jax.lax.stop_gradient(h), axis),
     )
     top = _finite_or_zero(top)
-    return top, lambda tap: _exp(jnp.minimum(score(tap) - top, 0.0))
+    return top, lambda tap: _exp_below(score(tap), top)
 
 
 def _weighted(weight: Array, value: Array) -> tuple[Array, Array]:
@@ -236,6 +235,15 @@ def _exp(a: Array) -> Array:
     """exp with exp(−inf) = 0 and a zero, not NaN, derivative there."""
     empty = a == -jnp.inf
     return jnp.where(empty, 0.0, jnp.exp(jnp.where(empty, 0.0, a)))
+
+
+def _exp_below(score: Array, top: Array) -> Array:
+    """exp(score − top) for a score that is at most top, and so at most 1.
+
+    At huge scores XLA may round the two computations of one score differently; the excess is cut.
+    """
+    gap = score - top
+    return _exp(gap - jax.lax.stop_gradient(jnp.maximum(gap, 0.0)))
 
 
 def _log(a: Array) -> Array:
@@ -268,8 +276,7 @@ def _block(h: Array, cost: Array, psi: Array, over: int) -> _Block:
     cost = jnp.where(forbidden, 0.0, cost)
     scores = jnp.where(forbidden, -jnp.inf, h - psi * cost)
     top = _finite_or_zero(jnp.max(scores, axis=over, keepdims=True))
-    # At huge scores XLA may round both sides of the difference differently: keep it at most 0.
-    return _Block(_exp(jnp.minimum(scores - top, 0.0)), top, cost)
+    return _Block(_exp_below(scores, top), top, cost)
 
 
 def _moments(block: _Block, over: int) -> tuple[Array, Array, Array]:
