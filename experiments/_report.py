@@ -154,7 +154,8 @@ def plot_examples(
         radii: The radius at which each was found; inf for one that was never fooled.
         labels: Their classes.
         predictions: The network's answers to `adversarial`.
-        distances: The exact distance of each, NaN where it was not measured; None for none.
+        distances: The exact distance of each, inf where no plan exists, NaN where it was not
+            measured; None for none.
 
     Raises:
         InputError: There is no image, the images do not match or are neither grey nor colour, or
@@ -186,9 +187,9 @@ def plot_examples(
         lines = [f"{int(labels[column])} → {int(predictions[column])}"]
         fooled = np.isfinite(radii[column])
         lines.append(f"ε = {radii[column]:.3g}" if fooled else "not fooled")
-        if np.isfinite(measured).any():
-            known = np.isfinite(measured[column])
-            lines.append(f"W = {measured[column]:.3g}" if known else "W not known")
+        if not np.isnan(measured).all():
+            known = not np.isnan(measured[column])
+            lines.append(f"W = {measured[column]:.3g}" if known else "W not measured")
         grid[0, column].set_title("\n".join(lines), fontsize=8, linespacing=1.35)
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])

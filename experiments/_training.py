@@ -39,6 +39,7 @@ Variables = dict[str, Any]
 
 _PYTORCH = (".pth", ".pt")
 _EVALUATION_BATCH = 500
+_ADAM = optax.scale_by_adam()
 _REPORT_EVERY = 16  # steps; reading a loss waits for the device
 
 
@@ -92,7 +93,7 @@ class _State(NamedTuple):
     """What a step changes."""
 
     variables: Variables
-    optimizer: optax.OptState
+    moments: optax.OptState
 
 
 # Training -----------------------------------------------------------------------------------------
@@ -127,13 +128,10 @@ def train(
     per_epoch = count // config.batch_size
     steps = per_epoch * config.epochs
     weights_key, order_key, shift_key = jax.random.split(jax.random.key(config.seed), 3)
-    optimizer = optax.adam(_learning_rate(config.learning_rate, steps))
+    rates = _learning_rates(config.learning_rate, steps)
     images, labels = jnp.asarray(dataset.images), jnp.asarray(dataset.labels)
-    variables = jax.jit(model.init)(weights_key, images[:1])
-    state = _State(variables, optimizer.init(variables))
-    # One step to a call, not a scan over several: XLA runs convolutions in a loop's body ten times
-    # slower on CPU, and calls are queued without waiting for their results.
-    step_fn = jax.jit(functools.partial(_step, model, optimizer, config.shift), donate_argnums=0)
+    variables = _initialise(model, weights_key, images[:1])
+    state = _State(variables, _ADAM.init(variables))
 
     recent = []
     for step in range(steps):
@@ -142,7 +140,9 @@ def train(
             order = jax.random.permutation(jax.random.fold_in(order_key, epoch), count)
             batches = np.asarray(order)[: per_epoch * config.batch_size].reshape(per_epoch, -1)
         key = jax.random.fold_in(shift_key, step)
-        state, *measured = step_fn(state, key, images, labels, batches[batch])
+        state, *measured = _step(
+            model, config.shift, state, rates[step], key, images, labels, batches[batch]
+        )
         recent.append(measured)
         if len(recent) == _REPORT_EVERY or step + 1 == steps:
             loss, accuracy = np.mean(recent, axis=0)
@@ -163,9 +163,9 @@ def accuracy(model: nn.Module, variables: Variables, dataset: Dataset) -> float:
     Returns:
         A number from 0 to 1.
     """
-    classify = jax.jit(lambda images: jnp.argmax(model.apply(variables, images), axis=-1))
     starts = range(0, len(dataset.labels), _EVALUATION_BATCH)
-    found = [classify(dataset.images[i : i + _EVALUATION_BATCH]) for i in starts]
+    batches = (dataset.images[start : start + _EVALUATION_BATCH] for start in starts)
+    found = [_classify(model, variables, images) for images in batches]
     return float(np.mean(np.concatenate(found) == dataset.labels))
 
 
@@ -181,24 +181,40 @@ def _check_config(config: TrainConfig, images: int) -> None:
         raise InputError(f"seed must be from 0 to 2^32 - 1, got {config.seed}")
 
 
-def _learning_rate(peak: float, steps: int) -> optax.Schedule:
+def _learning_rates(peak: float, steps: int) -> Float[np.ndarray, "steps"]:
     """One cycle: from peak/25 up to `peak` in a fifth of the steps, then down to almost zero."""
     if steps < 5:  # the cycle would have a part without steps
-        return optax.constant_schedule(peak)
-    return optax.cosine_onecycle_schedule(steps, peak, pct_start=0.2)
+        return np.full(steps, peak, np.float32)
+    schedule = optax.cosine_onecycle_schedule(steps, peak, pct_start=0.2)
+    return np.asarray(jax.vmap(schedule)(jnp.arange(steps)), np.float32)
 
 
+@functools.partial(jax.jit, static_argnames="model")
+def _initialise(model: nn.Module, key: PRNGKeyArray, images: Float[Array, "n h w c"]) -> Variables:
+    return model.init(key, images)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _classify(
+    model: nn.Module, variables: Variables, images: Float[Array, "n h w c"]
+) -> Int[Array, "n"]:
+    return jnp.argmax(model.apply(variables, images), axis=-1)
+
+
+# One step to a call, not a scan over several: on CPU, XLA runs convolutions in a loop's body ten
+# times slower, and calls are queued without waiting for their results.
+@functools.partial(jax.jit, static_argnames=("model", "shift"), donate_argnames="state")
 def _step(
     model: nn.Module,
-    optimizer: optax.GradientTransformation,
     shift: int,
     state: _State,
+    rate: Float[Array, ""],
     key: PRNGKeyArray,
     images: Float[Array, "n h w c"],
     labels: Int[Array, "n"],
     batch: Int[Array, "b"],
 ) -> tuple[_State, Float[Array, ""], Float[Array, ""]]:
-    """Take one step on the images numbered `batch`.
+    """Take one step of Adam, at a learning rate, on the images numbered `batch`.
 
     Returns:
         The state after it, and the batch's mean cross-entropy and accuracy before it.
@@ -211,8 +227,9 @@ def _step(
         return loss, (jnp.argmax(logits, axis=-1) == y).mean()
 
     (loss, right), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.variables)
-    updates, memory = optimizer.update(gradient, state.optimizer, state.variables)
-    return _State(optax.apply_updates(state.variables, updates), memory), loss, right
+    direction, moments = _ADAM.update(gradient, state.moments)
+    variables = jax.tree.map(lambda v, d: v - rate * d, state.variables, direction)
+    return _State(variables, moments), loss, right
 
 
 def _shifted(

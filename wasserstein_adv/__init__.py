@@ -1,1 +1,51 @@
-"""Wasserstein adversarial attacks and defences in JAX."""
+"""Wasserstein adversarial attacks and defences in JAX.
+
+    import wasserstein_adv as wa
+
+Geometries say where mass may move and at what cost, projections find the nearest point of a ball,
+attacks maximise an objective over it. Everything is a pure function of arrays; nothing here reads
+files or prints, and importing it changes nothing.
+"""
+
+from wasserstein_adv import attacks, geometry, parallel, projections
+from wasserstein_adv.attacks import (
+    AttackResult,
+    first_order,
+    pgd,
+    sign,
+    wasserstein_ball,
+    wong,
+)
+from wasserstein_adv.checks import check_images
+from wasserstein_adv.errors import InputError
+from wasserstein_adv.geometry import (
+    dense_grid,
+    euclidean_power,
+    local_grid,
+    minkowski,
+    separable_grid,
+)
+from wasserstein_adv.projections import Duals, Projection, projected_sinkhorn
+
+__all__ = [
+    "AttackResult",
+    "Duals",
+    "InputError",
+    "Projection",
+    "attacks",
+    "check_images",
+    "dense_grid",
+    "euclidean_power",
+    "first_order",
+    "geometry",
+    "local_grid",
+    "minkowski",
+    "parallel",
+    "pgd",
+    "projected_sinkhorn",
+    "projections",
+    "separable_grid",
+    "sign",
+    "wasserstein_ball",
+    "wong",
+]

@@ -29,12 +29,12 @@ from wasserstein_adv.errors import InputError
 class Progress(NamedTuple):
     """Where an evaluation stands after a round; enough to go on from there."""
 
-    restart: int
+    restart: int | np.ndarray
     """Which restart is under way, from 0."""
     state: AttackState
     """The attack's state on all images, NumPy arrays."""
     earlier: AttackState | None
-    """The best of the restarts before, in the same form."""
+    """The best of the restarts so far, in the same form; None if there is only one restart."""
     settled: np.ndarray
     """(n,) which images need no further step in this restart."""
 
@@ -102,22 +102,42 @@ def evaluate(
         return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(everyone)], *parts)
 
     earlier = None
-    for restart in range(0 if resume is None else resume.restart, attack.restarts):
-        if resume is not None and restart == resume.restart:
+    first = 0 if resume is None else int(resume.restart)
+    for restart in range(first, attack.restarts):
+        if resume is not None and restart == first:
             state, earlier, settled = resume.state, resume.earlier, resume.settled.copy()
         else:
             state = begin(restart)
             settled = ~np.asarray(attack.unsettled(state))
+            if earlier is None and attack.restarts > 1:
+                earlier = state
         state = jax.tree.map(np.array, state)  # a copy of our own, to be written into
         while not settled.all():
             for batch in _batches(everyone[~settled], batch_size, len(devices)):
                 new, done = advance(_take(x, batch), _take(y, batch), _take(state, batch))
                 _put(state, batch, new)
                 settled[batch] = done
-            on_round(Progress(restart, state, earlier, settled))
-        merged = state if earlier is None else attack.merge(state, earlier)
-        earlier = jax.tree.map(np.asarray, merged)
-    return jax.tree.map(np.asarray, attack.result(earlier))
+            on_round(Progress(np.asarray(restart), state, earlier, settled))
+        if attack.restarts > 1:
+            state = jax.tree.map(np.asarray, attack.merge(state, earlier))
+            earlier = state
+    return jax.tree.map(np.asarray, attack.result(state))
+
+
+def progress_like(
+    attack: FirstOrderAttack, logits_fn: LogitsFn, x: np.ndarray, y: np.ndarray
+) -> Progress:
+    """The structure, shapes and dtypes of the first restart's `Progress`, to restore one into.
+
+    Args:
+      attack, logits_fn, x, y: as for `evaluate`.
+    """
+    keys = jax.eval_shape(lambda: image_keys(jax.random.key(0), jnp.arange(x.shape[0])))
+    y = np.asarray(y, np.int32)
+    state = jax.eval_shape(lambda keys, x, y: attack.init(keys, logits_fn, x, y), keys, x, y)
+    settled = jax.ShapeDtypeStruct((x.shape[0],), np.bool_)
+    earlier = None if attack.restarts == 1 else state
+    return Progress(jax.ShapeDtypeStruct((), np.int64), state, earlier, settled)
 
 
 def on_devices(

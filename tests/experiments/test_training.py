@@ -54,9 +54,9 @@ def quick_recipe(monkeypatch) -> list[str]:
 
     def quick_load(name, split, data_dir=None):
         loaded.append(split)
-        return squares(64)
+        return squares()
 
-    monkeypatch.setitem(RECIPES, "mnist", TrainConfig(1, 32, 1e-3, shift=0))
+    monkeypatch.setitem(RECIPES, "mnist", TrainConfig(1, 32, 1e-3))
     monkeypatch.setattr(_training, "load", quick_load)
     return loaded
 
@@ -78,7 +78,7 @@ def test_loss_falls_and_the_same_arguments_give_the_same_weights():
 def test_seed_changes_the_weights():
     config = TrainConfig(1, 32, 1e-3)
     kernels = [
-        train(MODEL, squares(64), dataclasses.replace(config, seed=seed))["params"]["conv1"]
+        train(MODEL, squares(), dataclasses.replace(config, seed=seed))["params"]["conv1"]
         for seed in (0, 1)
     ]
     assert not np.array_equal(kernels[0]["kernel"], kernels[1]["kernel"])
@@ -104,7 +104,7 @@ def test_accuracy_counts_every_image(weights):
     [
         {"epochs": 0},
         {"batch_size": 0},
-        {"batch_size": 65},
+        {"batch_size": 193},
         {"shift": -1},
         {"learning_rate": 0.0},
         {"learning_rate": float("nan")},
@@ -113,7 +113,7 @@ def test_accuracy_counts_every_image(weights):
 )
 def test_numbers_out_of_range_are_refused(change):
     with pytest.raises(InputError, match=next(iter(change))):
-        train(MODEL, squares(64), dataclasses.replace(QUICK, **change))
+        train(MODEL, squares(), dataclasses.replace(QUICK, **change))
 
 
 def test_weights_survive_a_round_trip(weights, tmp_path, caplog, capfd):
@@ -199,7 +199,7 @@ def test_cache_trains_once_for_each_seed_and_recipe(quick_recipe, monkeypatch, t
     assert "trained in" in told
     assert told_again.endswith("(cached)")
     trained_or_cached("mnist", None, tmp_path, seed=1)
-    monkeypatch.setitem(RECIPES, "mnist", TrainConfig(1, 32, 2e-3, shift=0))
+    monkeypatch.setitem(RECIPES, "mnist", TrainConfig(1, 32, 2e-3))
     trained_or_cached("mnist", None, tmp_path)
     monkeypatch.setattr(_training, "library_version", lambda: "99")
     trained_or_cached("mnist", None, tmp_path)
@@ -227,7 +227,7 @@ def test_cache_that_cannot_be_written_costs_only_a_warning(quick_recipe, tmp_pat
 
 
 def test_command_trains_saves_and_overwrites_nothing(monkeypatch, tmp_path, capfd):
-    monkeypatch.setattr(train_mnist, "load", lambda *_: squares(64))
+    monkeypatch.setattr(train_mnist, "load", lambda *_: squares())
     arguments = ["--data", "mnist", "--epochs", "1", "--out", str(tmp_path / "run")]
     arguments += ["--batch-size", "32", "--learning-rate", "1e-3", "--seed", "3"]
     run = (train_mnist.main, train_mnist.TrainMnistConfig, arguments)
@@ -239,4 +239,4 @@ def test_command_trains_saves_and_overwrites_nothing(monkeypatch, tmp_path, capf
     assert run_command(*run) == 2
     assert "not empty" in capfd.readouterr().err
     recipe = dataclasses.replace(RECIPES["mnist"], epochs=1, batch_size=32, learning_rate=1e-3)
-    assert_equal(kept, train(MODEL, squares(64), dataclasses.replace(recipe, seed=3)))
+    assert_equal(kept, train(MODEL, squares(), dataclasses.replace(recipe, seed=3)))
