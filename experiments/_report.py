@@ -264,7 +264,7 @@ def _distance_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     rows = []
     if (measured := check.get("measured")) is not None:
         rows.append(("exact distances measured", f"{measured:,}", ""))
-    names = {"window": "inside the window", "global": "to anywhere", "mass_change": "mass change"}
+    names = {"window": "window", "global": "global", "mass_change": "mass change"}
     for key, name in names.items():
         part = check.get(key) or {}
         what = name if key == "mass_change" else f"distance / radius, {name}"
@@ -273,7 +273,7 @@ def _distance_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
                 rows.append((f"{what}: {measure}", _number(value), ""))
         for when in ("before", "after"):
             if (share := part.get(f"inside_{when}_clamp")) is not None:
-                rows.append((f"inside the ball {when} the clamp", _percent(share), ""))
+                rows.append((f"inside the ball {when} the clamp, {name}", _percent(share), ""))
     return rows
 
 

@@ -1,4 +1,4 @@
-"""The folder that a run leaves behind: claimed once, resumed by the same command, never overwritten."""
+"""The folder that a run leaves: resumed by the same command, never overwritten."""
 
 import hashlib
 import json

@@ -215,6 +215,17 @@ def _protocol(config: AttackMnistConfig) -> WongProtocol:
     )
 
 
+def _progress_bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %  {task.fields[measured]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
 def _attack(
     config: AttackMnistConfig, folder: RunFolder, weights: Any, x: np.ndarray, y: np.ndarray
 ) -> tuple[AttackResult, float]:
@@ -238,15 +249,8 @@ def _attack(
     resumed = load_checkpoint(folder, like)
     resume, before = (None, 0.0) if resumed is None else resumed
     started = saved = time.perf_counter()
-    columns = (
-        TextColumn("attack"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %  {task.fields[measured]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
     latest = None
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with _progress_bar() as bar:
         work = config.steps * len(x) * config.restarts
         task = bar.add_task("attack", total=work, measured="compiling")
 
@@ -364,12 +368,8 @@ def _distances(
         "global_after_clamp": (result.image, None),
     }
     found: dict[str, np.ndarray] = {}
-    columns = (
-        TextColumn("exact distances"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("distances", total=len(parts) * len(x))
+    with _progress_bar() as bar:
+        task = bar.add_task("exact distances", total=len(parts) * len(x), measured="")
         for number, (name, (z, window)) in enumerate(parts.items()):
             offset = number * len(x)
             distance = exact_distances(
@@ -377,8 +377,9 @@ def _distances(
                 progress=lambda done, offset=offset: bar.update(task, completed=offset + done),
             )  # fmt: skip
             found[name] = distance.total
-            found.setdefault("mass_change", distance.mass_ratio - 1.0)
-            found["mass_change"] = distance.mass_ratio - 1.0
+            found["mass_change"] = (
+                distance.mass_ratio - 1.0
+            )  # that of the last part: after the clamp
     return found
 
 

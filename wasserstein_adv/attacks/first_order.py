@@ -16,7 +16,7 @@ from wasserstein_adv.attacks.sets import FeasibleSet
 from wasserstein_adv.errors import InputError
 
 LogitsFn = Callable[[Float[Array, "n h w c"]], Float[Array, "n k"]]
-"""A pure function from images in [0, 1] to logits, each image by itself; it does any normalising."""
+"""A pure function from images in [0, 1] to logits, each image by itself, normalising included."""
 
 
 class AttackResult(NamedTuple):

@@ -1,8 +1,8 @@
 """Ground costs of the papers, as functions of a displacement between two pixels.
 
 Each function works elementwise on NumPy or JAX arrays of displacements, in whatever unit they are
-given; `window_cost` and `OTT` geometries are built from them. Costs are symmetric in both arguments'
-signs and vanish at (0, 0).
+given; windows and dense matrices of costs are built from them. They are symmetric in the signs of
+both arguments and vanish at (0, 0).
 """
 
 from collections.abc import Callable

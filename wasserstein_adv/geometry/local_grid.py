@@ -69,7 +69,7 @@ class LocalGrid(geometry.Geometry):
 
     @property
     def dtype(self) -> jnp.dtype:
-        """JAX's default float: OTT asks for it; products take the dtype of what they are applied to."""
+        """JAX's default float, for OTT; products take the dtype of what they are applied to."""
         return jnp.result_type(float)
 
     @property
@@ -78,7 +78,7 @@ class LocalGrid(geometry.Geometry):
         return bool((self.window == self.window[::-1, ::-1]).all())
 
     @property
-    def can_LRC(self) -> bool:  # noqa: N802 (OTT's name)
+    def can_LRC(self) -> bool:
         """False: a local cost has no finite low-rank form."""
         return False
 
@@ -215,7 +215,7 @@ class LocalGrid(geometry.Geometry):
 
 
 class _Static:
-    """The static part of a `LocalGrid`, compared by value so that equal grids share compilations."""
+    """The static part of a `LocalGrid`, compared by value: equal grids share compilations."""
 
     def __init__(
         self, grid_size: tuple[int, int], window: np.ndarray, relative_epsilon: str | None

@@ -148,7 +148,7 @@ def exp_kernel(
     top = _finite_or_zero(jnp.max(h))
     sums = _equal_cost_sums(geometry, _exp(h - top), psi, axis)
     total = sum(value for _, value in sums)
-    # Kept off 0 by a maximum, not by tests on `total`: on CPUs XLA would repeat the stencil in each.
+    # Kept off 0 by a maximum, not by tests on `total`, in each of which XLA would repeat the sums.
     inverse = 1.0 / jnp.maximum(total, jnp.finfo(h.dtype).tiny)
     mean = sum(cost * value for cost, value in sums) * inverse
     # Centred: E[C²] − E[C]² would lose float32's digits.

@@ -48,8 +48,8 @@ class _Search(NamedTuple):
 def dots(values: Sequence[Array], weights: Array) -> list[Array]:
     """Σ v·weights over all axes, for every v of `values`, as one matrix product.
 
-    XLA's CPU backend turns a plain sum into a scalar loop with the computation of the summands fused
-    into it, many times slower than the summands themselves; a product of matrices it leaves alone.
+    XLA's CPU backend turns a plain sum into a scalar loop with the computation of the summands
+    fused into it, many times slower than the summands themselves; products of matrices it does not.
     """
     rows = jnp.stack([v.reshape(-1) for v in values])
     columns = jnp.stack([weights.reshape(-1)] * 2, axis=-1)  # one column would be a plain sum again

@@ -106,8 +106,8 @@ def beta_step(
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """Equation (10): argmax over β, and the z = w − β/λ that it stands for.
 
-    With t = ln λ + λw + ln q and Wright's omega ω, the Lambert W of the equation is ω(t): z = ω(t)/λ
-    and β = ln ω(t) − ln λ − ln q, which for t < 1 is λw − ω(t). Nothing is exponentiated, z is
+    With t = ln λ + λw + ln q and Wright's omega ω, the equation's Lambert W is ω(t): z = ω(t)/λ and
+    β = ln ω(t) − ln λ − ln q, which for t < 1 is λw − ω(t). Nothing is exponentiated, z is
     never negative, and q = 0 (no mass in reach) gives z = 0, β = λw. Differentiable.
 
     Args:
@@ -229,10 +229,10 @@ def projected_sinkhorn(
     The residual is Σ_j |Σ_i Π_ij − z_j| + |⟨Π, C⟩ − ε|/ε at (α(β, ψ), β, ψ), z = w' − β/λ, where
     the second term counts only excess when ψ = 0. All other optimality conditions hold exactly.
 
-    A pure function of one image: `jax.vmap` it over a batch, `jax.jit` it as you like. Gradients are
-    refused with a clear error: wrap the arguments in `jax.lax.stop_gradient` where the projection
-    stands inside a differentiated function (attacks and adversarial training never need them).
-    The steps (`alpha_step`, `beta_step`, `psi_step`) are differentiable.
+    A pure function of one image: `jax.vmap` it over a batch, `jax.jit` it as you like. Gradients
+    are refused with a clear error: wrap the arguments in `jax.lax.stop_gradient` where the
+    projection stands inside a differentiated function (attacks and adversarial training never need
+    its gradient). The steps (`alpha_step`, `beta_step`, `psi_step`) are differentiable.
 
     Args:
       geometry: where mass may move and at what cost, for (H, W) pixels; float32 stays right for
