@@ -7,7 +7,7 @@ attacks maximise an objective over it. Everything is a pure function of arrays; 
 files or prints, and importing it changes nothing.
 """
 
-from wasserstein_adv import attacks, geometry, parallel, projections
+from wasserstein_adv import attacks, geometry, metrics, parallel, projections
 from wasserstein_adv.attacks import (
     AttackResult,
     first_order,
@@ -39,6 +39,7 @@ __all__ = [
     "first_order",
     "geometry",
     "local_grid",
+    "metrics",
     "minkowski",
     "parallel",
     "pgd",

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from wasserstein_adv.attacks.keep import Candidate, Keep, first_success
 from wasserstein_adv.attacks.methods import Method
@@ -79,7 +79,7 @@ class FirstOrderAttack(NamedTuple):
         """
         check_batch(x, y)
 
-        def attempt(restart: Array) -> AttackState:
+        def attempt(restart: int | Array) -> AttackState:
             keys = image_keys(jax.random.fold_in(key, restart), jnp.arange(x.shape[0]))
             return jax.lax.while_loop(
                 lambda state: jnp.any(self.unsettled(state)),
@@ -93,7 +93,7 @@ class FirstOrderAttack(NamedTuple):
         return self.result(state)
 
 
-def image_keys(key: PRNGKeyArray, index: Int[Array, "n"]) -> PRNGKeyArray:
+def image_keys(key: PRNGKeyArray, index: Int[Array, "n"]) -> Key[Array, "n"]:
     """One key per image, a function of the image's index alone: batching does not change it."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
 

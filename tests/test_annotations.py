@@ -1,0 +1,49 @@
+"""The numerical core with every annotation checked at run time, shapes and dtypes included."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+
+# In a process of its own: the checks must be switched on before anything imports the library.
+SCRIPT = """
+from jaxtyping import TypeCheckError, install_import_hook
+parts = [f"wasserstein_adv.{part}" for part in ("geometry", "projections", "attacks")]
+install_import_hook(parts, "runtime_types.check")
+import jax, jax.numpy as jnp
+import wasserstein_adv as wa
+
+x = jax.random.uniform(jax.random.key(0), (6, 5))
+pair = jnp.stack([x, x])[..., None]
+for geometry in (
+    wa.local_grid((6, 5), wa.euclidean_power(1), 3),
+    wa.separable_grid((6, 5)),
+    wa.dense_grid((6, 5), wa.minkowski(2)),
+):
+    one = wa.projected_sinkhorn(geometry, x, x + 0.1, 0.5)
+    many = jax.vmap(lambda image: wa.projected_sinkhorn(geometry, image, image + 0.1, 0.5))(pair)
+    assert one.converged and many.converged.all()
+attack = wa.first_order(
+    wa.wasserstein_ball(geometry), wa.pgd(wa.sign(0.1)), radius=wa.attacks.constant(0.3),
+    steps=2, random_start=True, restarts=2,
+)
+labels = jnp.array([1, 2])
+result = attack(jax.random.key(0), lambda z: z.reshape(len(z), -1)[:, :4], pair, labels)
+assert result.radius.shape == (2,)
+try:
+    wa.projections.alpha_step("not an array", x)
+except TypeCheckError:
+    print("checked")
+"""
+
+
+def test_annotations_hold():
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": f"{TESTS}:{TESTS.parent}", "PATH": "", "JAX_PLATFORMS": "cpu"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip() == "checked"
