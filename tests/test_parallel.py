@@ -1,0 +1,136 @@
+"""Evaluation on devices: the same answers as the traceable attack, however it is cut up."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from wasserstein_adv import parallel
+from wasserstein_adv.attacks import constant, first_order, growing, linf_ball, pgd, sign
+from wasserstein_adv.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+KEY = jax.random.key(1)
+RNG = np.random.default_rng(0)
+X = RNG.random((13, 6, 6, 1)).astype(np.float32)
+WEIGHTS = RNG.normal(size=(36, 3)).astype(np.float32)
+
+
+def logits_fn(images):
+    return images.reshape(len(images), -1) @ WEIGHTS
+
+
+Y = np.argmax(X.reshape(13, -1) @ WEIGHTS, -1).astype(np.int32)
+Y[4] = (Y[4] + 1) % 3
+
+
+def attack(**options):
+    radius = growing(0.01, 1.3, 2)
+    return first_order(linf_ball(), pgd(sign(0.02)), radius=radius, steps=12, **options)
+
+
+def assert_same(one, other):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+@pytest.mark.parametrize("restarts", [1, 3])
+def test_equals_the_traceable_attack(batch_size, restarts):
+    chosen = attack(random_start=restarts > 1, restarts=restarts)
+    whole = chosen(KEY, logits_fn, X, Y)
+    rounds = []
+    parts = parallel.evaluate(
+        chosen, KEY, logits_fn, X, Y, batch_size=batch_size, steps_per_round=3,
+        on_round=rounds.append,
+    )  # fmt: skip
+    assert_same(whole, parts)
+    assert parts.radius[4] == 0
+    assert 0 < parts.success.sum() < 13 or restarts > 1
+    assert len(rounds) >= restarts
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_resumes_from_every_round(restarts):
+    chosen = attack(random_start=restarts > 1, restarts=restarts)
+    options = {"batch_size": 8, "steps_per_round": 4}
+    kept = []
+
+    def keep(progress):
+        kept.append(jax.tree.map(np.array, progress))
+
+    whole = parallel.evaluate(chosen, KEY, logits_fn, X, Y, on_round=keep, **options)
+    like = parallel.progress_like(chosen, logits_fn, X, Y)
+    for progress in kept:
+        assert jax.tree.structure(progress) == jax.tree.structure(like)
+        for leaf, shape in zip(jax.tree.leaves(progress), jax.tree.leaves(like), strict=True):
+            assert (leaf.shape, leaf.dtype) == (shape.shape, shape.dtype)
+        again = parallel.evaluate(chosen, KEY, logits_fn, X, Y, resume=progress, **options)
+        assert_same(whole, again)
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3, 8])
+def test_batches_cover_everything_in_few_shapes(shards):
+    sizes = set()
+    for n in range(1, 200):
+        batches = list(parallel._batches(np.arange(n), 32, shards))
+        assert set(np.concatenate(batches)) == set(range(n))
+        assert all(len(batch) % shards == 0 for batch in batches)
+        sizes |= {len(batch) for batch in batches}
+    assert len(sizes) <= 6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"steps_per_round": 0}, "steps_per_round"),
+        ({"y": Y[:3]}, "y must be 13"),
+        ({"x": X[0]}, "x must have shape"),
+    ],
+)
+def test_wrong_arguments_are_refused(options, message):
+    arguments = {"x": X, "y": Y, **options}
+    with pytest.raises(InputError, match=message):
+        parallel.evaluate(
+            attack(), KEY, logits_fn, arguments.pop("x"), arguments.pop("y"), **arguments
+        )
+
+
+EIGHT = """
+import jax, numpy as np
+jax.config.update("jax_num_cpu_devices", 8)
+import sys
+sys.path.insert(0, "tests")
+from test_parallel import KEY, X, Y, logits_fn, attack, parallel
+from wasserstein_adv.attacks.wong import WongProtocol, wong
+assert len(jax.local_devices()) == 8
+ball = wong((6, 6), WongProtocol(steps=4, window=3))
+for chosen in (attack(), ball):
+    one = parallel.evaluate(chosen, KEY, logits_fn, X, Y, devices=jax.local_devices()[:1])
+    for _ in range(10):
+        eight = parallel.evaluate(chosen, KEY, logits_fn, X, Y, batch_size=16)
+        np.testing.assert_array_equal(one.radius, eight.radius)
+        np.testing.assert_array_equal(one.steps, eight.steps)
+        np.testing.assert_allclose(one.image, eight.image, atol=1e-5)
+print("same")
+"""
+
+
+def test_eight_devices_give_the_answers_of_one_ten_times():
+    done = subprocess.run(
+        [sys.executable, "-c", EIGHT], capture_output=True, text=True, cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT), "PATH": "", "JAX_PLATFORMS": "cpu",
+             "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip() == "same"
+
+
+def test_constant_radius_never_exceeds_it():
+    chosen = first_order(linf_ball(), pgd(sign(1.0)), radius=constant(0.05), steps=3)
+    found = parallel.evaluate(chosen, KEY, logits_fn, X, Y)
+    assert np.abs(found.image - X).max() <= 0.05 + 1e-6
