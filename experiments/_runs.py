@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,7 +113,7 @@ def load_checkpoint(folder: RunFolder, like: Any) -> tuple[Any, float] | None:
         with np.load(path) as stored:
             leaves = [stored[f"leaf{i}"] for i in range(len(expected))]
             seconds = float(stored["seconds"])
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
     same = all(
         a.shape == b.shape and a.dtype == b.dtype for a, b in zip(leaves, expected, strict=True)

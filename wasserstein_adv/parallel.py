@@ -73,6 +73,8 @@ def evaluate(
       InputError: shapes that do not agree, or sizes below 1.
     """
     check_batch(x, y)
+    if x.shape[0] == 0:
+        raise InputError("x must hold at least one image")
     for name, size in (("batch_size", batch_size), ("steps_per_round", steps_per_round)):
         if size < 1:
             raise InputError(f"{name} must be 1 or more, got {size}")
@@ -117,7 +119,9 @@ def evaluate(
                 new, done = advance(_take(x, batch), _take(y, batch), _take(state, batch))
                 _put(state, batch, new)
                 settled[batch] = done
-            on_round(Progress(np.asarray(restart), state, earlier, settled))
+            # A copy: what is written into next must not change what was handed out.
+            kept = jax.tree.map(np.array, state)
+            on_round(Progress(np.asarray(restart), kept, earlier, settled.copy()))
         if attack.restarts > 1:
             state = jax.tree.map(np.asarray, attack.merge(state, earlier))
             earlier = state

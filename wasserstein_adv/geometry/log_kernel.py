@@ -272,6 +272,7 @@ class _Block(NamedTuple):
 
 
 def _block(h: Array, cost: Array, psi: Array, over: int) -> _Block:
+    cost = cost.astype(h.dtype)
     forbidden = jnp.isinf(cost)
     cost = jnp.where(forbidden, 0.0, cost)
     scores = jnp.where(forbidden, -jnp.inf, h - psi * cost)

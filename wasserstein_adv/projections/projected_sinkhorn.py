@@ -97,8 +97,8 @@ Step = Callable[[Kernel, Problem, State], State]
 
 
 def alpha_step(log_x: Float[Array, "..."], row_lse: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Equation (9): argmax over α, given ln Σ_j exp(β_j − ψC_ij). −∞ where x = 0."""
-    return log_x - row_lse + 1.0
+    """Equation (9): argmax over α, given ln Σ_j exp(β_j − ψC_ij). −∞ where x = 0, whatever the sum."""
+    return jnp.where(log_x == -jnp.inf, -jnp.inf, log_x - row_lse + 1.0)
 
 
 def beta_step(
