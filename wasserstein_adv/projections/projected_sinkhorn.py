@@ -97,7 +97,7 @@ Step = Callable[[Kernel, Problem, State], State]
 
 
 def alpha_step(log_x: Float[Array, "..."], row_lse: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Equation (9): argmax over α, given ln Σ_j exp(β_j − ψC_ij). −∞ where x = 0, whatever the sum."""
+    """Equation (9): argmax over α, given ln Σ_j exp(β_j − ψC_ij). −∞ where x = 0."""
     return jnp.where(log_x == -jnp.inf, -jnp.inf, log_x - row_lse + 1.0)
 
 
