@@ -85,21 +85,19 @@ def finish(folder: RunFolder, results: dict[str, Any]) -> None:
     (folder.path / _CHECKPOINT).unlink(missing_ok=True)
 
 
-def save_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """`np.savez_compressed`, whole or not at all."""
+def save_arrays(path: Path, *, compress: bool = True, **arrays: np.ndarray) -> None:
+    """Write an `.npz` file whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+        (np.savez_compressed if compress else np.savez)(file, **arrays)
     os.replace(partial, path)
 
 
 def save_checkpoint(folder: RunFolder, tree: Any, seconds: float) -> None:
     """Keep a pytree of arrays, and how long it took to come this far, for `load_checkpoint`."""
     leaves = {f"leaf{i}": leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
-    partial = folder.path / f".{_CHECKPOINT}.partial"
-    with partial.open("wb") as file:
-        np.savez(file, seconds=np.float64(seconds), **leaves)
-    os.replace(partial, folder.path / _CHECKPOINT)
+    # Uncompressed: it is written every few seconds, beside the attack.
+    save_arrays(folder.path / _CHECKPOINT, compress=False, seconds=np.float64(seconds), **leaves)
 
 
 def load_checkpoint(folder: RunFolder, like: Any) -> tuple[Any, float] | None:
