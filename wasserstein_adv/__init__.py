@@ -13,6 +13,8 @@ from wasserstein_adv.attacks import (
     first_order,
     pgd,
     sign,
+    unbalanced,
+    unbalanced_neighbourhood,
     wasserstein_ball,
     wong,
 )
@@ -25,13 +27,20 @@ from wasserstein_adv.geometry import (
     minkowski,
     separable_grid,
 )
-from wasserstein_adv.projections import Duals, Projection, projected_sinkhorn
+from wasserstein_adv.projections import (
+    Duals,
+    Projection,
+    UnbalancedProjection,
+    projected_sinkhorn,
+    unbalanced_sinkhorn,
+)
 
 __all__ = [
     "AttackResult",
     "Duals",
     "InputError",
     "Projection",
+    "UnbalancedProjection",
     "attacks",
     "check_images",
     "dense_grid",
@@ -47,6 +56,9 @@ __all__ = [
     "projections",
     "separable_grid",
     "sign",
+    "unbalanced",
+    "unbalanced_neighbourhood",
+    "unbalanced_sinkhorn",
     "wasserstein_ball",
     "wong",
 ]

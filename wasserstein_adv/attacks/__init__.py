@@ -13,6 +13,12 @@ from wasserstein_adv.attacks.methods import Method, l2_unit, pgd, sign
 from wasserstein_adv.attacks.objectives import Objective, cross_entropy, margin, targeted
 from wasserstein_adv.attacks.schedules import constant, growing, linear
 from wasserstein_adv.attacks.sets import BallEvidence, FeasibleSet, linf_ball, wasserstein_ball
+from wasserstein_adv.attacks.unbalanced import (
+    UnbalancedEvidence,
+    UnbalancedProtocol,
+    unbalanced,
+    unbalanced_neighbourhood,
+)
 from wasserstein_adv.attacks.wong import WongProtocol, wong
 
 __all__ = [
@@ -26,6 +32,8 @@ __all__ = [
     "LogitsFn",
     "Method",
     "Objective",
+    "UnbalancedEvidence",
+    "UnbalancedProtocol",
     "WongProtocol",
     "closest",
     "constant",
@@ -42,6 +50,8 @@ __all__ = [
     "schedules",
     "sign",
     "targeted",
+    "unbalanced",
+    "unbalanced_neighbourhood",
     "wasserstein_ball",
     "wong",
 ]

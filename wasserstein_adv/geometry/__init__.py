@@ -17,11 +17,13 @@ from wasserstein_adv.geometry.log_kernel import (
     log_kernel,
     push_forward,
 )
+from wasserstein_adv.geometry.manhattan_grid import ManhattanGrid
 
 __all__ = [
     "Cost",
     "LocalGrid",
     "LogKernel",
+    "ManhattanGrid",
     "dense_grid",
     "euclidean_power",
     "exp_kernel",

@@ -8,6 +8,7 @@ from ott.geometry import geometry, grid
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.geometry.costs import Cost, window_cost
 from wasserstein_adv.geometry.local_grid import LocalGrid
+from wasserstein_adv.geometry.manhattan_grid import ManhattanGrid
 
 
 def local_grid(
@@ -65,8 +66,9 @@ def separable_grid(
 ) -> grid.Grid:
     """Every pixel to every pixel at |Δrow|^p + |Δcol|^p: OTT's `Grid`, one axis at a time.
 
-    A kernel application costs O(H·W·(H + W)) time; nothing of size (H·W)² is formed. OTT's own
-    default for `Grid` is the squared Euclidean cost in the unit square.
+    A kernel application costs O(H·W·(H + W)) time, and O(H·W) for p = 1, a `ManhattanGrid`; nothing
+    of size (H·W)² is formed. OTT's own default for `Grid` is the squared Euclidean cost in the unit
+    square.
 
     Args:
       grid_size: (H, W).
@@ -82,4 +84,5 @@ def separable_grid(
     # PNormP(p) is |Δ|^p / p: stretch the coordinates to take its factor out.
     units = np.broadcast_to(np.asarray(unit, np.float64), (2,)) * p ** (1 / p)
     axes = [jnp.asarray(np.arange(n) * u) for n, u in zip(grid_size, units, strict=True)]
-    return grid.Grid(x=axes, cost_fns=[ott_costs.PNormP(p)], **kwargs)
+    family = ManhattanGrid if p == 1 else grid.Grid
+    return family(x=axes, cost_fns=[ott_costs.PNormP(p)], **kwargs)

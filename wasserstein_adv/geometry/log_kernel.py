@@ -100,18 +100,18 @@ def _(geometry: ott_grid.Grid, x: Array, h: Array, psi: Array):
 def _(geometry: LocalGrid, h: Float[Array, "h w"], psi: Float[Array, ""], axis: int = 1):
     top, weight_of = _tap_weights(geometry, h, psi, axis)
     total, first = _sum_taps(geometry, lambda tap: _weighted(weight_of(tap), tap.cost), h, axis)
-    mean = first * _inverse(total)
+    mean = first * safe_inverse(total)
     _, second = _sum_taps(
         geometry, lambda tap: _weighted(weight_of(tap), (tap.cost - mean) ** 2), h, axis
     )
-    return _unfloored(_log(total) + top, mean, second * _inverse(total))
+    return _unfloored(safe_log(total) + top, mean, second * safe_inverse(total))
 
 
 @push_forward.register
 def _(geometry: LocalGrid, x: Array, h: Array, psi: Array):
     _, weight_of = _tap_weights(geometry, h, psi, axis=1)
     (total,) = _sum_taps(geometry, lambda tap: (weight_of(tap),), h, axis=1)
-    share = x * _inverse(total)
+    share = x * safe_inverse(total)
     radius = geometry.window.shape[0] // 2
 
     def scatter(moved: Array, tap: Tap) -> tuple[Array, None]:
@@ -162,7 +162,7 @@ def exp_push_forward(
     """`push_forward` by plain sums of exponentials; right where `exp_kernel` is."""
     v = _exp(h - _finite_or_zero(jnp.max(h)))
     total = sum(value for _, value in _equal_cost_sums(geometry, v, psi, axis=1))
-    sums = _equal_cost_sums(geometry, x * _inverse(total), psi, axis=0)
+    sums = _equal_cost_sums(geometry, x * safe_inverse(total), psi, axis=0)
     return v * sum(value for _, value in sums)
 
 
@@ -246,13 +246,13 @@ def _exp_below(score: Array, top: Array) -> Array:
     return _exp(gap - jax.lax.stop_gradient(jnp.maximum(gap, 0.0)))
 
 
-def _log(a: Array) -> Array:
+def safe_log(a: Array) -> Array:
     """ln with ln 0 = −inf and a zero, not infinite, derivative there."""
     empty = a <= 0
     return jnp.where(empty, -jnp.inf, jnp.log(jnp.where(empty, 1.0, a)))
 
 
-def _inverse(a: Array) -> Array:
+def safe_inverse(a: Array) -> Array:
     """1 / a, and 0 where a = 0: an empty sum has no share to give."""
     empty = a <= 0
     return jnp.where(empty, 0.0, 1.0 / jnp.where(empty, 1.0, a))
@@ -268,7 +268,7 @@ class _Block(NamedTuple):
 
     def split(self, over: int) -> Array:
         """The weights, normalised to sum 1."""
-        return self.weights * _inverse(jnp.sum(self.weights, axis=over, keepdims=True))
+        return self.weights * safe_inverse(jnp.sum(self.weights, axis=over, keepdims=True))
 
 
 def _block(h: Array, cost: Array, psi: Array, over: int) -> _Block:
@@ -284,18 +284,18 @@ def _moments(block: _Block, over: int) -> tuple[Array, Array, Array]:
     """(lse, mean, var) of a block summed over one axis."""
     weights, top, cost, inner_var = block
     total = jnp.sum(weights, axis=over)
-    inverse = _inverse(total)
+    inverse = safe_inverse(total)
     mean = jnp.sum(weights * cost, axis=over) * inverse
     spread = (cost - jnp.expand_dims(mean, over)) ** 2 + inner_var
     var = jnp.sum(weights * spread, axis=over) * inverse
-    return _log(total) + jnp.squeeze(top, over), mean, var
+    return safe_log(total) + jnp.squeeze(top, over), mean, var
 
 
 def _grid_blocks(geometry: ott_grid.Grid, h: Array, psi: Array, axis: int) -> tuple[_Block, _Block]:
     """Weights within each row over columns, [j_row, i_col, j_col], then [i_row, i_col, j_row]."""
     rows, cols = (g.cost_matrix if axis == 1 else g.cost_matrix.T for g in geometry.geometries)
     inner = _block(h[:, None, :], cols[None, :, :], psi, over=2)
-    lse = _log(jnp.sum(inner.weights, axis=2)) + inner.top[..., 0]
+    lse = safe_log(jnp.sum(inner.weights, axis=2)) + inner.top[..., 0]
     return inner, _block(lse.T[None], rows[:, None, :], psi, over=2)
 
 

@@ -25,26 +25,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 from ott.geometry import geometry as ott_geometry
 
-from wasserstein_adv.errors import InputError
 from wasserstein_adv.geometry.local_grid import LocalGrid
-from wasserstein_adv.geometry.log_kernel import (
-    LogKernel,
-    exp_kernel,
-    exp_push_forward,
-    log_kernel,
-    push_forward,
-)
+from wasserstein_adv.geometry.log_kernel import LogKernel
 from wasserstein_adv.projections.budget import dots, plan_cost, solve_psi
+from wasserstein_adv.projections.kernel import (
+    Kernel,
+    check_shapes,
+    check_stopping,
+    exp_domain,
+    log_domain,
+    refuse_gradients,
+)
 from wasserstein_adv.projections.wright_omega import log_wright_omega, wright_omega
-
-
-class Kernel(NamedTuple):
-    """A geometry's kernel over the channels of an image, in one numerical domain."""
-
-    log: Callable[[Array, Array, int], LogKernel]
-    """(potential of shape (h, w, c), ψ, axis) ↦ `LogKernel`."""
-    push: Callable[[Array, Array, Array], Array]
-    """(row sums, potential, ψ) ↦ column sums of the plan with these row sums."""
 
 
 class Duals(NamedTuple):
@@ -201,7 +193,7 @@ def dual_objective(
         x, w, beta = x[..., None], w[..., None], duals.beta[..., None]
     else:
         beta = duals.beta
-    row = _log_domain(geometry).log(beta, duals.psi, 1)
+    row = log_domain(geometry).log(beta, duals.psi, 1)
     positive = x > 0
     alpha = alpha_step(jnp.log(jnp.where(positive, x, 1.0)), row.lse)
     linear = jnp.sum(jnp.where(positive, x * alpha, 0.0)) + jnp.sum(beta * w)
@@ -255,7 +247,8 @@ def projected_sinkhorn(
       InputError: shapes that do not agree, or static arguments out of range. Values are not checked
         (the function is traceable): see `check_images`.
     """
-    _check_arguments(geometry, x, w, tolerance, max_iterations)
+    check_shapes(geometry, x, w)
+    check_stopping(tolerance, max_iterations)
     dtype = jnp.result_type(x, w, jnp.float32)
     x, w = jnp.asarray(x, dtype), jnp.asarray(w, dtype)
     radius, reg = jnp.asarray(radius, dtype), jnp.asarray(reg, dtype)
@@ -264,7 +257,7 @@ def projected_sinkhorn(
         x, w = x[..., None], w[..., None]
         duals = None if duals is None else Duals(duals.beta.reshape(x.shape), duals.psi)
     solve = functools.partial(_solve, step=step, tolerance=tolerance, max_iterations=max_iterations)
-    projection = _refuse_gradients(solve, geometry, x, w, radius, reg, duals)
+    projection = refuse_gradients("projected_sinkhorn", solve, geometry, x, w, radius, reg, duals)
     if flat:
         beta = projection.duals.beta[..., 0]
         projection = projection._replace(
@@ -307,16 +300,16 @@ def _solve(
         # Starting from the ψ found so far makes the body depend on the carry: XLA would otherwise
         # take all of it for loop-invariant, and run it whether it is needed or not.
         found = carry[0].duals.psi
-        solution, _ = run(_log_domain(geometry), jnp.where(jnp.isfinite(found), found, psi))
+        solution, _ = run(log_domain(geometry), jnp.where(jnp.isfinite(found), found, psi))
         return solution, jnp.ones((), bool)
 
     if isinstance(geometry, LocalGrid):
         # A loop of at most one turn: a conditional that stays one under vmap, so that a batch pays
         # for the log domain only if one of its images needs it.
-        fast = run(_exp_domain(geometry), psi)
+        fast = run(exp_domain(geometry), psi)
         solution, _ = jax.lax.while_loop(lambda carry: ~carry[1], again, fast)
     else:
-        solution, _ = run(_log_domain(geometry), psi)
+        solution, _ = run(log_domain(geometry), psi)
     # A blank image has nothing to move.
     point = jnp.where(mass > 0, solution.point * unit, x)
     beta = solution.duals.beta + reg * shift
@@ -363,53 +356,3 @@ def _run(
     cost = jnp.where(budget.converged, budget.cost, 0.0)
     duals = Duals(state.beta, budget.psi)
     return Projection(point, duals, cost, iterations, state.residual, converged), fits
-
-
-def _log_domain(geometry: ott_geometry.Geometry) -> Kernel:
-    return _over_channels(geometry, log_kernel, push_forward)
-
-
-def _exp_domain(geometry: LocalGrid) -> Kernel:
-    return _over_channels(geometry, exp_kernel, exp_push_forward)
-
-
-def _over_channels(geometry: ott_geometry.Geometry, log: Callable, push: Callable) -> Kernel:
-    def log_channels(h: Array, psi: Array, axis: int) -> LogKernel:
-        apply = functools.partial(log, geometry, psi=psi, axis=axis)
-        return jax.vmap(apply, in_axes=-1, out_axes=LogKernel(-1, -1, -1, 0))(h)
-
-    def push_channels(x: Array, h: Array, psi: Array) -> Array:
-        apply = functools.partial(push, geometry, psi=psi)
-        return jax.vmap(apply, in_axes=-1, out_axes=-1)(x, h)
-
-    return Kernel(log_channels, push_channels)
-
-
-def _check_arguments(geometry, x, w, tolerance: float, max_iterations: int) -> None:
-    if x.ndim not in (2, 3):
-        raise InputError(f"x must have shape (H, W) or (H, W, C), got {x.shape}")
-    if w.shape != x.shape:
-        raise InputError(f"w must have x's shape {x.shape}, got {w.shape}")
-    pixels = x.shape[0] * x.shape[1]
-    if geometry.shape != (pixels, pixels) or (
-        isinstance(geometry, LocalGrid) and geometry.grid_size != x.shape[:2]
-    ):
-        raise InputError(
-            f"geometry has shape {geometry.shape}, x has {x.shape[0]}×{x.shape[1]} pixels"
-        )
-    if not tolerance > 0:
-        raise InputError(f"tolerance must be positive, got {tolerance}")
-    if max_iterations < 1:
-        raise InputError(f"max_iterations must be 1 or more, got {max_iterations}")
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _refuse_gradients(solve: Callable, *args) -> Projection:
-    return solve(*args)
-
-
-@_refuse_gradients.defjvp
-def _(solve, primals, tangents):
-    raise TypeError(
-        "projected_sinkhorn does not pass gradients: wrap its arguments in jax.lax.stop_gradient"
-    )

@@ -1,0 +1,205 @@
+"""Transport to anywhere at the cost |Δrow| + |Δcol|, its kernel applied by recursion.
+
+Along one axis the kernel exp(−ψ|x_i − x_j|) is a two-sided exponential filter: what reaches pixel
+i from its left is what had reached pixel i−1 and pixel i−1 itself, attenuated by one step. So a
+kernel application takes O(H·W) time and memory, where a separable cost in general takes
+O(H·W·(H + W)) and a dense one O((H·W)²).
+
+The recursion stays in floating-point range for any exponents. With
+
+    M_i = max_j (h_j − ψ|x_i − x_j|),
+
+itself a recursion of maxima, every element exp(h_j − M_j) and every attenuation
+exp(±(M_{i−1} − M_i) − ψ|x_i − x_{i−1}|) is at most 1, and every sum at least 1.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+from jax.tree_util import register_pytree_node_class
+from jaxtyping import Array, Float
+from ott.geometry import grid
+
+from wasserstein_adv.geometry.log_kernel import LogKernel, log_kernel, safe_inverse, safe_log
+
+
+@register_pytree_node_class
+class ManhattanGrid(grid.Grid):
+    """OTT's `Grid` with coordinates in ascending order and the cost |Δrow| + |Δcol|.
+
+    The type is the promise that solvers rely on: `separable_grid` makes one for p = 1. OTT's own
+    solvers treat it as any other `Grid`.
+    """
+
+    def gaps(self, dtype: jnp.dtype) -> list[Float[Array, "n"]]:
+        """Distances between neighbouring coordinates, rows first."""
+        return [jnp.diff(jnp.asarray(x)).astype(dtype) for x in self.x]
+
+
+@log_kernel.register
+def _(geometry: ManhattanGrid, h: Float[Array, "h w"], psi: Float[Array, ""], axis: int = 1):
+    del axis  # the cost is symmetric
+    psi = jnp.asarray(psi, h.dtype)
+    rows, cols = geometry.gaps(h.dtype)
+    lse = _lse(h, psi, rows, cols)
+    # In recursions of their own, which the compiler drops where nobody asks for the moments.
+    mean, var = _moments(h, psi, rows, cols)
+    return LogKernel(lse, mean, var, jnp.full((), -jnp.inf, h.dtype))
+
+
+class _Filter(NamedTuple):
+    """One axis made ready for the recursions; arrays of shape (n, m, ...), the axis first."""
+
+    top: Array
+    """M."""
+    element: Array
+    """exp(h − M)."""
+    forward: Array
+    """Attenuation from i−1 to i."""
+    backward: Array
+    """Attenuation from i+1 to i."""
+
+
+def _filter(h: Array, decay: Array) -> _Filter:
+    """`h` of shape (n, m, ...), `decay` ψ·gap of shape (n−1, 1, ...)."""
+    none = jnp.zeros_like(decay[:1])
+
+    def reach(best: Array, here: tuple[Array, Array]) -> tuple[Array, Array]:
+        score, step = here
+        best = jnp.maximum(score, best - step)
+        return best, best
+
+    inf = jnp.full_like(h[0], -jnp.inf)
+    before = jnp.concatenate([none, decay]), jnp.concatenate([decay, none])
+    fixed_h, fixed_decay = jax.lax.stop_gradient((h, before))
+    _, best = jax.lax.scan(reach, inf, (fixed_h, fixed_decay[0]))
+    _, top = jax.lax.scan(reach, inf, (best, fixed_decay[1]), reverse=True)
+    top = jnp.where(jnp.isfinite(top), top, 0.0)  # a line without any mass
+
+    rise = jnp.diff(top, axis=0)
+    edge = jnp.zeros_like(top[:1])
+    forward = jnp.concatenate([edge, jnp.exp(-rise - decay)])
+    backward = jnp.concatenate([jnp.exp(rise - decay), edge])
+    return _Filter(top, jnp.exp(h - top), forward, backward)
+
+
+def _axis_lse(h: Array, decay: Array) -> Array:
+    """ln Σ_j exp(h_j − decay(i, j)) along the first axis."""
+    top, element, forward, backward = _filter(h, decay)
+
+    def accumulate(before: Array, here: tuple[Array, Array]) -> tuple[Array, Array]:
+        element, attenuation = here
+        arrived = attenuation * before
+        return arrived + element, arrived
+
+    zero = jnp.zeros_like(element[0])
+    _, left = jax.lax.scan(accumulate, zero, (element, forward))
+    _, right = jax.lax.scan(accumulate, zero, (element, backward), reverse=True)
+    return safe_log(left + element + right) + top
+
+
+class _Cloud(NamedTuple):
+    """Masses with the mean and the variance of the cost that they have come by."""
+
+    mass: Array
+    mean: Array
+    var: Array
+
+    def move(self, attenuation: Array, cost: Array) -> "_Cloud":
+        return _Cloud(attenuation * self.mass, self.mean + cost, self.var)
+
+    def join(self, other: "_Cloud") -> "_Cloud":
+        # Shares, not sums of squares, which would lose float32's digits.
+        mass = self.mass + other.mass
+        share = other.mass * safe_inverse(mass)
+        delta = other.mean - self.mean
+        mean = self.mean + share * delta
+        spread = share * (1.0 - share) * delta**2
+        return _Cloud(mass, mean, self.var + share * (other.var - self.var) + spread)
+
+
+def _axis_moments(h: Array, decay: Array, gap: Array, mean: Array, var: Array) -> _Cloud:
+    """Mean and variance of cost along the first axis, of elements that have some already."""
+    _, element, forward, backward = _filter(h, decay)
+    none = jnp.zeros_like(gap[:1])
+    elements = _Cloud(element, mean, var)
+
+    def accumulate(before: _Cloud, here: tuple[_Cloud, Array, Array]) -> tuple[_Cloud, _Cloud]:
+        element, attenuation, cost = here
+        arrived = before.move(attenuation, cost)
+        return arrived.join(element), arrived
+
+    zero = jax.tree.map(lambda a: jnp.zeros_like(a[0]), elements)
+    before, after = jnp.concatenate([none, gap]), jnp.concatenate([gap, none])
+    _, left = jax.lax.scan(accumulate, zero, (elements, forward, before))
+    _, right = jax.lax.scan(accumulate, zero, (elements, backward, after), reverse=True)
+    return left.join(elements).join(right)
+
+
+def _plain_lse(h: Array, psi: Array, rows: Array, cols: Array) -> Array:
+    """The log-kernel's value on arrays (H, W, ...); ψ and the gaps may have the trailing axes."""
+    inner = _axis_lse(jnp.swapaxes(h, 0, 1), psi * _column(cols))
+    return _axis_lse(jnp.swapaxes(inner, 0, 1), psi * _column(rows))
+
+
+def _plain_moments(h: Array, psi: Array, rows: Array, cols: Array) -> tuple[Array, Array]:
+    """The mean and the variance of the cost under the kernel's weights, as `_plain_lse`."""
+    h = jnp.swapaxes(h, 0, 1)
+    zero = jnp.zeros_like(h)
+    decay, gap = psi * _column(cols), _column(cols)
+    inner = _axis_moments(h, decay, gap + jnp.zeros_like(decay), zero, zero)
+    lse, mean, var = (jnp.swapaxes(a, 0, 1) for a in (_axis_lse(h, decay), inner.mean, inner.var))
+    decay, gap = psi * _column(rows), _column(rows)
+    outer = _axis_moments(lse, decay, gap + jnp.zeros_like(decay), mean, var)
+    empty = outer.mass <= 0
+    return jnp.where(empty, 0.0, outer.mean), jnp.where(empty, 0.0, outer.var)
+
+
+def _column(gap: Array) -> Array:
+    """(n, ...) to (n, 1, ...)."""
+    return gap[:, None]
+
+
+def _batch_last(function):
+    """`function` of (h, ψ, rows, cols), run with the axes of every vmap last.
+
+    The recursions then run over contiguous memory: three times as fast on a CPU as where vmap puts
+    a scan's batch. The derivative is that of the function itself.
+    """
+
+    @custom_vmap
+    def batched(h, psi, rows, cols):
+        return function(h, psi, rows, cols)
+
+    @batched.def_vmap
+    def _(size, in_batched, *args):
+        del size
+        last = [
+            jnp.moveaxis(arg, 0, -1) if batched_ else arg[..., None]
+            for arg, batched_ in zip(args, in_batched, strict=True)
+        ]
+        if not in_batched[0]:
+            last[0] = jnp.broadcast_to(
+                last[0], jnp.broadcast_shapes(last[0].shape, *(a.shape[-1:] for a in last))
+            )
+        out = batched(*last)
+        return jax.tree.map(lambda a: jnp.moveaxis(a, -1, 0), out), jax.tree.map(
+            lambda _: True, out
+        )
+
+    @jax.custom_jvp
+    def differentiable(h, psi, rows, cols):
+        return batched(h, psi, rows, cols)
+
+    @differentiable.defjvp
+    def _(primals, tangents):
+        return differentiable(*primals), jax.jvp(function, primals, tangents)[1]
+
+    return functools.wraps(function)(differentiable)
+
+
+_lse = _batch_last(_plain_lse)
+_moments = _batch_last(_plain_moments)
