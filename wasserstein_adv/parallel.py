@@ -86,10 +86,15 @@ def evaluate(
         return attack.init(jax.random.wrap_key_data(key_data, impl=impl), logits_fn, x, y)
 
     def advance(x, y, state):
-        def one(_, state):
-            return attack.step(logits_fn, x, y, state)
+        def unfinished(carry):
+            taken, state = carry
+            return (taken < steps_per_round) & jnp.any(attack.unsettled(state))
 
-        state = jax.lax.fori_loop(0, steps_per_round, one, state)
+        def one(carry):
+            taken, state = carry
+            return taken + 1, attack.step(logits_fn, x, y, state)
+
+        _, state = jax.lax.while_loop(unfinished, one, (0, state))
         return state, ~attack.unsettled(state)
 
     start, advance = on_devices(start, devices), on_devices(advance, devices)

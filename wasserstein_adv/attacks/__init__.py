@@ -8,7 +8,14 @@ from wasserstein_adv.attacks.first_order import (
     LogitsFn,
     first_order,
 )
-from wasserstein_adv.attacks.keep import Candidate, Keep, closest, first_success, highest_objective
+from wasserstein_adv.attacks.keep import (
+    Candidate,
+    Keep,
+    closest,
+    first_success,
+    highest_objective,
+    last,
+)
 from wasserstein_adv.attacks.methods import Method, l2_unit, pgd, sign
 from wasserstein_adv.attacks.objectives import Objective, cross_entropy, margin, targeted
 from wasserstein_adv.attacks.schedules import constant, growing, linear
@@ -43,6 +50,7 @@ __all__ = [
     "growing",
     "highest_objective",
     "l2_unit",
+    "last",
     "linear",
     "linf_ball",
     "margin",

@@ -193,8 +193,11 @@ def first_order(
             )
 
         budget = jnp.asarray(radius(state.step), x.dtype) * jnp.ones_like(state.budget)
-        u, memory, method_state = jax.vmap(move)(
-            x, gradient, state.method, state.u, budget, state.memory
+        # After the last step there is an iterate to judge, but nowhere to move to.
+        u, memory, method_state = jax.lax.cond(
+            jnp.any(state.step < steps),
+            lambda: jax.vmap(move)(x, gradient, state.method, state.u, budget, state.memory),
+            lambda: (state.u, state.memory, state.method),
         )
         state = state._replace(kept=kept)
         moved = AttackState(u, memory, method_state, budget, state.step + 1, kept)

@@ -44,6 +44,14 @@ def first_success() -> Keep:
     return Keep(better, lambda kept: kept.success)
 
 
+def last() -> Keep:
+    """The last iterate, whatever it does: attacks that give every image all their steps."""
+    return Keep(
+        lambda new, kept: jnp.ones_like(kept.success),
+        lambda kept: jnp.zeros_like(kept.success),
+    )
+
+
 def highest_objective() -> Keep:
     """The iterate with the highest objective over all steps."""
     return Keep(

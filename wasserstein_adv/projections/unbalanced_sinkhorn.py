@@ -23,17 +23,17 @@ Channels are problems of their own: mass never crosses them, and nothing couples
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float, Int
 from ott.geometry import geometry as ott_geometry
 
 from wasserstein_adv.errors import InputError
-from wasserstein_adv.projections.budget import dots
+from wasserstein_adv.geometry.log_kernel import LogKernel
 from wasserstein_adv.projections.kernel import (
-    Kernel,
     check_shapes,
     check_stopping,
     log_domain,
@@ -61,6 +61,8 @@ class UnbalancedProjection(NamedTuple):
     """⟨Π, C⟩/ΣΠ over all channels: what the paper compares with ε. 0 for a plan without mass."""
     moved: Float[Array, ""]
     """Share of the plan's mass that leaves its pixel, 1 − Σ_i Π_ii/ΣΠ."""
+    unmatched: Float[Array, ""]
+    """Mass deleted and created, (Σ|x − Π1| + Σ|z − Πᵀ1|)/Σx: what the plan does not explain."""
     iterations: Int[Array, ""]
     residual: Float[Array, ""]
     """Violation of the optimality conditions, see `unbalanced_sinkhorn`."""
@@ -69,37 +71,46 @@ class UnbalancedProjection(NamedTuple):
 
 
 class UnbalancedProblem(NamedTuple):
-    """The problem as a rule works on it."""
+    """The problem as a rule works on it: pixels first, then the axes of every vmap.
 
-    x: Float[Array, "h w c"]
-    log_x: Float[Array, "h w c"]
-    w: Float[Array, "h w c"]
-    eta: Float[Array, ""]
-    tau: Float[Array, ""]
-    gamma: Float[Array, ""]
+    Where images are the last axis, all that is computed runs over contiguous memory; where vmap
+    would put it, kernel applications cost a transposition each, and the rest four times the time.
+    """
+
+    x: Float[Array, "n *b"]
+    log_x: Float[Array, "n *b"]
+    w: Float[Array, "n *b"]
+    eta: Float[Array, "*b"]
+    tau: Float[Array, "*b"]
+    gamma: Float[Array, "*b"]
 
 
-class UnbalancedState(NamedTuple):
-    """One iterate; potentials divided by η."""
+class UnbalancedPlan(NamedTuple):
+    """An answer: Π_ij = exp((α_i + β_j − C_ij)/η − shift), and z. Potentials divided by η."""
 
-    alpha: Float[Array, "h w c"]
-    """Potential that `beta` and `z` belong to."""
-    beta: Float[Array, "h w c"]
-    z: Float[Array, "h w c"]
-    plain: Float[Array, "h w c"]
-    """The α step from `beta`,"""
-    next_alpha: Float[Array, "h w c"]
-    """extrapolated: where the next iteration starts."""
-    residual: Float[Array, ""]
+    alpha: Float[Array, "n *b"]
+    beta: Float[Array, "n *b"]
+    z: Float[Array, "n *b"]
+    arrived: Float[Array, "n *b"]
+    """Πᵀ1."""
+    shift: float
+
+
+Kernel = Callable[[Array, int], LogKernel]
+"""(h, axis) ↦ the `LogKernel` of h − C/η, in the layout of `UnbalancedProblem`."""
 
 
 class Rule(NamedTuple):
     """How the potentials and z are updated."""
 
-    start: Callable[[UnbalancedProblem, UnbalancedDuals | None], UnbalancedState]
-    step: Callable[[Kernel, UnbalancedProblem, UnbalancedState], UnbalancedState]
-    residual: Callable[[Kernel, UnbalancedProblem, UnbalancedState], Array]
-    """The residual to report, once the iteration has stopped."""
+    start: Callable[[UnbalancedProblem, UnbalancedDuals | None], Any]
+    """The state before the first iteration."""
+    step: Callable[[Kernel, UnbalancedProblem, Any], tuple[Any, Array]]
+    """The next state, and a residual by which to stop."""
+    finish: Callable[[Kernel, UnbalancedProblem, Any], UnbalancedPlan]
+    """The answer that a state stands for."""
+    residual: Callable[[Kernel, UnbalancedProblem, UnbalancedPlan, Array], Array]
+    """Its residual, given ln Σ_j exp((β_j − C_ij)/η)."""
 
 
 class Marginals(NamedTuple):
@@ -252,7 +263,7 @@ def _square_beta(problem: UnbalancedProblem, log_q: Array) -> tuple[Array, Array
 
 def _square_contraction(problem: UnbalancedProblem) -> Array:
     # A step changes α by ω/(1 + ω) of an error, ω = (2τ/η)·(Π1)_i.
-    omega = 2.0 * problem.tau / problem.eta * jnp.maximum(jnp.max(problem.x), jnp.max(problem.w))
+    omega = 2.0 * problem.tau / problem.eta * jnp.max(jnp.maximum(problem.x, problem.w), axis=0)
     return (omega / (1.0 + omega)) ** 2
 
 
@@ -264,6 +275,15 @@ squares = Marginals(
     contraction=_square_contraction,
 )
 """τ‖Π1 − x‖² and τ‖Πᵀ1 − z‖² in place of the divergences, section IV; z may be negative."""
+
+
+class _Ascent(NamedTuple):
+    alpha: Array
+    """The last α step,"""
+    ahead: Array
+    """extrapolated: where the next iteration starts."""
+    residual: Array
+    """At the α that the last iteration started from."""
 
 
 def accelerated_ascent(marginals: Marginals) -> Rule:
@@ -278,27 +298,35 @@ def accelerated_ascent(marginals: Marginals) -> Rule:
     application. (b) and (c) hold exactly.
     """
 
-    def start(problem: UnbalancedProblem, duals: UnbalancedDuals | None) -> UnbalancedState:
-        alpha = marginals.start(problem) if duals is None else duals.alpha / problem.eta
-        inf = jnp.full((), jnp.inf, problem.x.dtype)
-        return UnbalancedState(alpha, jnp.zeros_like(alpha), problem.w, alpha, alpha, inf)
+    def start(problem: UnbalancedProblem, duals: UnbalancedDuals | None) -> _Ascent:
+        first = marginals.start(problem) if duals is None else duals.alpha / problem.eta
+        return _Ascent(first, first, jnp.full_like(problem.eta, jnp.inf))
 
-    def step(kernel: Kernel, problem: UnbalancedProblem, state: UnbalancedState) -> UnbalancedState:
-        psi = 1.0 / problem.eta
-        alpha = state.next_alpha
-        beta, z = marginals.beta(problem, kernel.log(alpha - 1.0, psi, 0).lse)
-        lse = kernel.log(beta, psi, 1).lse
-        misfit = jnp.abs(jnp.exp(alpha + lse - 1.0) - marginals.row_sums(problem, alpha))
-        residual = _relative_sum(misfit, problem.x)
+    def residual(problem: UnbalancedProblem, alpha: Array, row_lse: Array) -> Array:
+        misfit = jnp.abs(jnp.exp(alpha + row_lse - 1.0) - marginals.row_sums(problem, alpha))
+        return _relative_sum(misfit, problem.x)
 
+    def step(kernel: Kernel, problem: UnbalancedProblem, state: _Ascent) -> tuple[_Ascent, Array]:
+        alpha = state.ahead
+        beta, _ = marginals.beta(problem, kernel(alpha - 1.0, 0).lse)
+        lse = kernel(beta, 1).lse
+        now = residual(problem, alpha, lse)
         plain = marginals.alpha(problem, lse)
         root = jnp.sqrt(1.0 - marginals.contraction(problem))
-        momentum = jnp.where(residual < state.residual, (1.0 - root) / (1.0 + root), 0.0)
+        momentum = jnp.where(now < state.residual, (1.0 - root) / (1.0 + root), 0.0)
         finite = plain > -jnp.inf
-        change = jnp.where(finite, plain, 0.0) - jnp.where(finite, state.plain, 0.0)
-        return UnbalancedState(alpha, beta, z, plain, plain + momentum * change, residual)
+        change = jnp.where(finite, plain, 0.0) - jnp.where(finite, state.alpha, 0.0)
+        return _Ascent(plain, plain + momentum * change, now), now
 
-    return Rule(start, step, lambda kernel, problem, state: state.residual)
+    def finish(kernel: Kernel, problem: UnbalancedProblem, state: _Ascent) -> UnbalancedPlan:
+        log_q = kernel(state.alpha - 1.0, 0).lse
+        beta, z = marginals.beta(problem, log_q)
+        return UnbalancedPlan(state.alpha, beta, z, jnp.exp(beta + log_q), 1.0)
+
+    return Rule(
+        start, step, finish,
+        lambda kernel, problem, plan, row_lse: residual(problem, plan.alpha, row_lse),
+    )  # fmt: skip
 
 
 exact = accelerated_ascent(kl)
@@ -331,31 +359,39 @@ def published(floor: float) -> Rule:
     if not floor > 0:
         raise InputError(f"floor must be positive, got {floor}")
 
-    def start(problem: UnbalancedProblem, duals: UnbalancedDuals | None) -> UnbalancedState:
-        beta = jnp.zeros_like(problem.x) if duals is None else duals.beta / problem.eta
-        inf = jnp.full((), jnp.inf, problem.x.dtype)
-        return UnbalancedState(beta, beta, problem.w, beta, beta, inf)
+    def start(problem: UnbalancedProblem, duals: UnbalancedDuals | None) -> _Alternation:
+        zero = jnp.zeros_like(problem.x)
+        return _Alternation(zero, zero if duals is None else duals.beta / problem.eta, problem.w)
 
-    def step(kernel: Kernel, problem: UnbalancedProblem, state: UnbalancedState) -> UnbalancedState:
+    def step(
+        kernel: Kernel, problem: UnbalancedProblem, state: _Alternation
+    ) -> tuple[_Alternation, Array]:
         x, _, w, eta, tau, gamma = problem
-        kappa, psi = tau / (eta + tau), 1.0 / eta
-        alpha = kappa * (jnp.log(jnp.maximum(x, floor)) - kernel.log(state.beta, psi, 1).lse)
+        kappa = tau / (eta + tau)
+        alpha = kappa * (jnp.log(jnp.maximum(x, floor)) - kernel(state.beta, 1).lse)
         log_z = jnp.log(jnp.maximum(state.z, floor))
-        beta = kappa * (log_z - kernel.log(alpha, psi, 0).lse)
+        beta = kappa * (log_z - kernel(alpha, 0).lse)
         z = w + tau / gamma * jnp.exp(-beta * (eta / tau))
-        return state._replace(alpha=alpha, beta=beta, z=z)
+        return _Alternation(alpha, beta, z), jnp.full_like(eta, jnp.inf)
 
-    def residual(kernel: Kernel, problem: UnbalancedProblem, state: UnbalancedState) -> Array:
-        return _kkt_residual(kernel, problem, state.z, state.alpha, state.beta)
+    def finish(kernel: Kernel, problem: UnbalancedProblem, state: _Alternation) -> UnbalancedPlan:
+        arrived = jnp.exp(state.beta + kernel(state.alpha, 0).lse)
+        return UnbalancedPlan(*state, arrived, 0.0)
 
-    return Rule(start, step, residual)
+    return Rule(start, step, finish, _kkt_residual)
+
+
+class _Alternation(NamedTuple):
+    alpha: Array
+    beta: Array
+    z: Array
 
 
 def kkt_residual(
     geometry: ott_geometry.Geometry,
-    x: Float[Array, "h w c"],
-    w: Float[Array, "h w c"],
-    z: Float[Array, "h w c"],
+    x: Float[Array, "h w *c"],
+    w: Float[Array, "h w *c"],
+    z: Float[Array, "h w *c"],
     duals: UnbalancedDuals,
     eta: float,
     tau: float,
@@ -366,22 +402,25 @@ def kkt_residual(
     (Σ|Π1 − x exp(−α/τ)| + Σ|Πᵀ1 − z exp(−β/τ)| + Σ|z − max(0, w + (τ/γ)(exp(−β/τ) − 1))|) / Σx.
 
     Args:
-      geometry, x, w, eta, tau, gamma: as for `unbalanced_sinkhorn`, with a channel axis.
+      geometry, x, w, eta, tau, gamma: as for `unbalanced_sinkhorn`.
       z: the point.
       duals: its potentials.
     """
     problem = _problem(x, w, eta, tau, gamma)
-    eta = problem.eta
-    return _kkt_residual(log_domain(geometry), problem, z, duals.alpha / eta, duals.beta / eta)
+    kernel = _kernel(geometry, problem.eta, x.shape)
+    alpha, beta = (d.reshape(-1) / problem.eta for d in duals)
+    # Πᵀ1 plays no part: it is computed anew.
+    plan = UnbalancedPlan(alpha, beta, z.reshape(-1), jnp.zeros_like(beta), 1.0)
+    return _kkt_residual(kernel, problem, plan, kernel(beta, 1).lse)
 
 
 def _kkt_residual(
-    kernel: Kernel, problem: UnbalancedProblem, z: Array, alpha: Array, beta: Array
+    kernel: Kernel, problem: UnbalancedProblem, plan: UnbalancedPlan, row_lse: Array
 ) -> Array:
     x, _, w, eta, tau, gamma = problem
-    psi = 1.0 / eta
-    left = jnp.exp(alpha + kernel.log(beta, psi, 1).lse - 1.0)
-    log_q = kernel.log(alpha - 1.0, psi, 0).lse
+    alpha, beta, z, _, _ = plan
+    left = jnp.exp(alpha + row_lse - 1.0)
+    log_q = kernel(alpha - 1.0, 0).lse
     arrived = jnp.exp(beta + log_q)
     # exp(−β/τ) is the share of z that arrives: none where no mass can.
     share = jnp.where(log_q > -jnp.inf, jnp.exp(-beta * (eta / tau)), 0.0)
@@ -437,23 +476,66 @@ def unbalanced_sinkhorn(
     """
     check_shapes(geometry, x, w)
     check_stopping(tolerance, max_iterations)
-    flat = x.ndim == 2
-    if flat:
-        x, w = x[..., None], w[..., None]
-        duals = None if duals is None else UnbalancedDuals(*(d[..., None] for d in duals))
-    solve = functools.partial(_solve, rule=rule, tolerance=tolerance, max_iterations=max_iterations)
     problem = _problem(x, w, eta, tau, gamma)
+    if duals is not None:
+        duals = UnbalancedDuals(*(jnp.asarray(d, problem.x.dtype).reshape(-1) for d in duals))
+    solve = _batch_last(
+        functools.partial(
+            _solve, shape=x.shape, rule=rule, tolerance=tolerance, max_iterations=max_iterations
+        )
+    )
     found = refuse_gradients("unbalanced_sinkhorn", solve, geometry, problem, duals)
-    if flat:
-        squeezed = UnbalancedDuals(*(d[..., 0] for d in found.duals))
-        found = found._replace(point=found.point[..., 0], duals=squeezed)
-    return found
+    alpha, beta = (d.reshape(x.shape) for d in found.duals)
+    return found._replace(point=found.point.reshape(x.shape), duals=UnbalancedDuals(alpha, beta))
 
 
 def _problem(x: Array, w: Array, eta, tau, gamma) -> UnbalancedProblem:
     dtype = jnp.result_type(x, w, jnp.float32)
     x, w, eta, tau, gamma = (jnp.asarray(a, dtype) for a in (x, w, eta, tau, gamma))
+    x, w = x.reshape(-1), w.reshape(-1)
     return UnbalancedProblem(x, jnp.log(x), w, eta, tau, gamma)
+
+
+def _kernel(geometry: ott_geometry.Geometry, eta: Array, shape: tuple[int, ...]) -> Kernel:
+    kernel = log_domain(geometry)
+    image = shape if len(shape) == 3 else (*shape, 1)
+
+    def one(h: Array, eta: Array, axis: int) -> LogKernel:
+        found = kernel.log(h.reshape(image), 1.0 / eta, axis)
+        return found._replace(**{f: getattr(found, f).reshape(-1) for f in ("lse", "mean", "var")})
+
+    def apply(h: Array, axis: int) -> LogKernel:
+        mapped = functools.partial(one, axis=axis)
+        for _ in eta.shape:
+            mapped = jax.vmap(mapped, in_axes=-1, out_axes=-1)
+        return mapped(h, eta)
+
+    return apply
+
+
+def _batch_last(solve: Callable) -> Callable:
+    """`solve` of (geometry, problem, duals), with the axes of every vmap last."""
+
+    @custom_vmap
+    def batched(geometry, problem, duals):
+        return solve(geometry, problem, duals)
+
+    @batched.def_vmap
+    def _(size, in_batched, geometry, problem, duals):
+        if any(jax.tree.leaves(in_batched[0])):
+            raise InputError("geometry must be the same for all images of a batch")
+
+        def last(batched_: bool, leaf: Array) -> Array:
+            if batched_:
+                return jnp.moveaxis(leaf, 0, -1)
+            return jnp.broadcast_to(leaf[..., None], (*leaf.shape, size))
+
+        problem, duals = jax.tree.map(last, tuple(in_batched[1:]), (problem, duals))
+        found = batched(geometry, problem, duals)
+        first = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0), found)
+        return first, jax.tree.map(lambda _: True, first)
+
+    return batched
 
 
 def _solve(
@@ -461,53 +543,67 @@ def _solve(
     problem: UnbalancedProblem,
     duals: UnbalancedDuals | None,
     *,
+    shape: tuple[int, ...],
     rule: Rule,
     tolerance: float,
     max_iterations: int,
 ) -> UnbalancedProjection:
-    """The projection on (H, W, C) arrays."""
-    kernel = log_domain(geometry)
+    kernel = _kernel(geometry, problem.eta, shape)
 
-    def unfinished(carry):
-        state, iteration = carry
-        return (state.residual > tolerance) & (iteration < max_iterations)
+    def unfinished(residual: Array, iteration: Array) -> Array:
+        return (residual > tolerance) & (iteration < max_iterations)
 
     def body(carry):
-        state, iteration = carry
-        return rule.step(kernel, problem, state), iteration + 1
+        state, residual, iteration = carry
+        new_state, new_residual = rule.step(kernel, problem, state)
+        go = unfinished(residual, iteration)
+        state, residual = jax.tree.map(
+            lambda new, old: jnp.where(go, new, old),
+            (new_state, new_residual),
+            (state, residual),
+        )
+        return state, residual, iteration + go
 
-    begin = rule.start(problem, duals), jnp.zeros((), jnp.int32)
-    state, iterations = jax.lax.while_loop(unfinished, body, begin)
-
-    residual = rule.residual(kernel, problem, state)
-    cost, moved = _plan_shares(kernel, problem, state)
-    eta = problem.eta
-    duals = UnbalancedDuals(state.alpha * eta, state.beta * eta)
+    inf = jnp.full_like(problem.eta, jnp.inf)
+    state, _, iterations = jax.lax.while_loop(
+        lambda carry: jnp.any(unfinished(*carry[1:])),
+        body,
+        (rule.start(problem, duals), inf, jnp.zeros(inf.shape, jnp.int32)),
+    )
+    plan = rule.finish(kernel, problem, state)
+    row = kernel(plan.beta, 1)
+    residual = rule.residual(kernel, problem, plan, row.lse)
+    duals = UnbalancedDuals(plan.alpha * problem.eta, plan.beta * problem.eta)
     return UnbalancedProjection(
-        state.z, duals, cost, moved, iterations, residual, residual <= tolerance
+        plan.z, duals, *_shares(problem, plan, row), iterations, residual, residual <= tolerance
     )
 
 
-def _plan_shares(
-    kernel: Kernel, problem: UnbalancedProblem, state: UnbalancedState
-) -> tuple[Array, Array]:
-    """⟨Π, C⟩ and the mass off the diagonal, as shares of ΣΠ."""
-    row = kernel.log(state.beta, 1.0 / problem.eta, 1)
-    log_sums = state.alpha + row.lse
-    sums = jnp.exp(log_sums - jax.lax.stop_gradient(_finite_max(log_sums)))
+def _shares(
+    problem: UnbalancedProblem, plan: UnbalancedPlan, row: LogKernel
+) -> tuple[Array, Array, Array]:
+    """⟨Π, C⟩ and the mass off the diagonal as shares of ΣΠ, and `unmatched`."""
+    log_left = plan.alpha + row.lse - plan.shift
+    # Scaled, so that the shares are right whatever the mass.
+    top = jnp.max(log_left, axis=0)
+    sums = jnp.exp(log_left - jnp.where(jnp.isfinite(top), top, 0.0))
     # Mass stays in place at no cost: Π_ii = Π1_i exp(β_i − lse_i).
-    leaves = -jnp.expm1(jnp.minimum(state.beta - row.lse, 0.0))
-    total, cost, moved = dots([jnp.ones_like(sums), row.mean, leaves], sums)
+    leaves = -jnp.expm1(jnp.minimum(plan.beta - row.lse, 0.0))
+    total = _sum(sums)
     total = jnp.where(total > 0, total, 1.0)
-    return cost / total, moved / total
-
-
-def _finite_max(a: Array) -> Array:
-    top = jnp.max(a)
-    return jnp.where(jnp.isfinite(top), top, 0.0)
+    misfit = jnp.abs(problem.x - jnp.exp(log_left)) + jnp.abs(plan.z - plan.arrived)
+    cost, moved = _sum(sums * row.mean) / total, _sum(sums * leaves) / total
+    return cost, moved, _relative_sum(misfit, problem.x)
 
 
 def _relative_sum(misfit: Array, x: Array) -> Array:
     """Σ misfit / Σx, and Σ misfit itself for a blank image."""
-    total, mass = dots([misfit, x], jnp.ones_like(x))
-    return total / jnp.where(mass > 0, mass, 1.0)
+    mass = _sum(x)
+    return _sum(misfit) / jnp.where(mass > 0, mass, 1.0)
+
+
+def _sum(a: Array) -> Array:
+    """Σ over pixels as a product of matrices: XLA's CPU backend makes scalar loops of sums."""
+    ones = jnp.ones((2, a.shape[0]), a.dtype)  # with one row it would be a sum again
+    total = jnp.matmul(ones, a.reshape(a.shape[0], -1), precision=jax.lax.Precision.HIGHEST)
+    return total[0].reshape(a.shape[1:])
