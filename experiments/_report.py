@@ -9,7 +9,7 @@ import platform
 import subprocess
 import tempfile
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ _PACKAGES = ("jax", "jaxlib", "ott-jax", "optax", "flax", "numpy", "POT")
 
 _DPI = 160
 _GREY = "0.35"
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito
 _MAX_KNOTS = 1000  # of a curve; more cannot be told apart in a figure
 _MAX_EXAMPLES = 10
 
@@ -44,6 +44,7 @@ def plot_curve(
     max_radius: float,
     marks: Mapping[float, tuple[float, float, float]],
     title: str,
+    label: str = "radius ε",
 ) -> None:
     """Draw accuracy against radius as a PNG: the share of images whose radius is above each r.
 
@@ -56,6 +57,7 @@ def plot_curve(
         marks: Accuracies to point out, by radius: the share and the ends of its interval, all
             from 0 to 1. Those beyond `max_radius` are left out.
         title: The figure's title.
+        label: What stands for the radius, under the axis.
 
     Raises:
         InputError: As `wasserstein_adv.metrics.accuracy_at`; there is no curve, `max_radius` is
@@ -65,14 +67,14 @@ def plot_curve(
         raise InputError("curves must hold at least one")
     if not 0 < max_radius < math.inf:
         raise InputError(f"max_radius must be positive and finite, got {max_radius}")
-    figure = _new_figure(6.4, 4.0)
+    figure = new_figure(6.4, 4.0)
     axes = figure.add_subplot()
     for number, (name, radii) in enumerate(curves.items()):
-        _draw_curve(axes, np.asarray(radii), max_radius, name, _COLOURS[number % len(_COLOURS)])
+        _draw_curve(axes, np.asarray(radii), max_radius, name, COLOURS[number % len(COLOURS)])
     for radius, (share, low, high) in sorted(marks.items()):
         if radius <= max_radius:
             _draw_mark(axes, radius, share, low, high, max_radius)
-    axes.set(xlim=(0, max_radius), xlabel="radius ε", ylabel="accuracy (%)")
+    axes.set(xlim=(0, max_radius), xlabel=label, ylabel="accuracy (%)")
     axes.set(ylim=(0, 105), yticks=range(0, 101, 20))  # room for what is written at 100 %
     axes.spines["left"].set_bounds(0, 100)
     axes.set_title(title, loc="left", fontsize=11, pad=8)
@@ -81,7 +83,7 @@ def plot_curve(
     axes.set_axisbelow(True)
     if len(curves) > 1:
         axes.legend(frameon=False, fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_curve(
@@ -137,25 +139,29 @@ def plot_examples(
     path: Path,
     clean: Float[np.ndarray, "n h w c"],
     adversarial: Float[np.ndarray, "n h w c"],
-    radii: Float[np.ndarray, "n"],
+    radii: Float[np.ndarray, "n"] | None,
     labels: Int[np.ndarray, "n"],
     predictions: Int[np.ndarray, "n"],
     distances: Float[np.ndarray, "n"] | None = None,
+    notes: Sequence[str] = (),
 ) -> None:
     """Draw images, what the attack made of them and the change, one to a column, as a PNG.
 
-    Above each stand its class and the network's answer, the attack's radius ε and, where it was
-    measured, the exact distance W. All differences have one colour scale, symmetric about 0.
+    Above each stand its class and the network's answer, the attack's radius ε where it has one,
+    the exact distance W where it was measured, and its note. All differences have one colour scale,
+    symmetric about 0.
 
     Args:
         path: The file.
         clean: Grey (C = 1) or colour (C = 3) images in [0, 1]; the first ten are drawn.
         adversarial: The same images after the attack.
-        radii: The radius at which each was found; inf for one that was never fooled.
+        radii: The radius at which each was found; inf for one that was never fooled. None for an
+            attack without one.
         labels: Their classes.
         predictions: The network's answers to `adversarial`.
         distances: The exact distance of each, inf where no plan exists, NaN where it was not
             measured; None for none.
+        notes: One more line for each image; none for no such line.
 
     Raises:
         InputError: There is no image, the images do not match or are neither grey nor colour, or
@@ -174,7 +180,7 @@ def plot_examples(
     change = (adversarial - clean)[:columns].mean(axis=-1)
     limit = float(np.abs(change).max()) or 1.0
 
-    figure = _new_figure(1.3 + 1.1 * columns, 4.1)
+    figure = new_figure(1.3 + 1.1 * columns, 4.1)
     cells = figure.add_gridspec(3, columns + 1, width_ratios=[*[1] * columns, 0.1])
     grid = np.array([[figure.add_subplot(cells[r, c]) for c in range(columns)] for r in range(3)])
     for column in range(columns):
@@ -185,11 +191,13 @@ def plot_examples(
             change[column], cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest"
         )
         lines = [f"{int(labels[column])} → {int(predictions[column])}"]
-        fooled = np.isfinite(radii[column])
-        lines.append(f"ε = {radii[column]:.3g}" if fooled else "not fooled")
+        if radii is not None:
+            fooled = np.isfinite(radii[column])
+            lines.append(f"ε = {radii[column]:.3g}" if fooled else "not fooled")
         if not np.isnan(measured).all():
             known = not np.isnan(measured[column])
             lines.append(f"W = {measured[column]:.3g}" if known else "W not measured")
+        lines.extend(notes[column : column + 1])
         grid[0, column].set_title("\n".join(lines), fontsize=8, linespacing=1.35)
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
@@ -202,19 +210,28 @@ def plot_examples(
     bar.set_label(f"change of\n{of}", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _new_figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
     """Return an empty figure of so many inches, outside pyplot and so without a window."""
     from matplotlib.figure import Figure  # here, because it takes a second to import
 
     return Figure((width, height), dpi=_DPI, layout="constrained")
 
 
-def _save(figure: "Figure", path: Path) -> None:
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a figure as a PNG; raise InputError where that fails."""
     try:
         figure.savefig(path, format="png")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file; raise InputError where that fails."""
+    try:
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
@@ -239,7 +256,8 @@ def results_table(results: Mapping[str, Any]) -> Table:
     table.add_column("measure")
     table.add_column("value", justify="right")
     table.add_column("95 % interval", justify="right")
-    for row in (*_accuracy_rows(results), *_distance_rows(results), *_time_rows(results)):
+    parts = (_accuracy_rows, _distance_rows, _transport_rows, _time_rows)
+    for row in (row for part in parts for row in part(results)):
         table.add_row(*row)
     return table
 
@@ -254,6 +272,9 @@ def _accuracy_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     for radius in sorted(adversarial, key=float):
         name = f"accuracy at radius {radius}"
         rows.append((name, _percent(adversarial[radius]), _interval(intervals.get(radius))))
+    if (left := results.get("attack_accuracy")) is not None:
+        interval = _interval(results.get("attack_interval"))
+        rows.append(("accuracy after the attack", _percent(left), interval))
     if (median := results.get("median_radius")) is not None:
         rows.append(("median radius", _number(median), ""))
     return rows
@@ -277,11 +298,34 @@ def _distance_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return rows
 
 
+_TRANSPORT = {
+    "moved": "mass moved, share of the plan",
+    "unmatched": "mass deleted and created",
+    "mass_change": "mass change",
+    "distance": "exact distance, masses normalised",
+    "plan_cost": "cost of the plan",
+}
+
+
+def _transport_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    found = results.get("transport") or {}
+    rows = []
+    for key, name in _TRANSPORT.items():
+        for measure in ("mean", "max"):
+            if (value := (found.get(key) or {}).get(measure)) is not None:
+                rows.append((f"{name}: {measure}", _number(value), ""))
+    if (share := found.get("within_budget")) is not None:
+        rows.append((f"plans within the budget of {found['budget']}", _percent(share), ""))
+    if (residual := found.get("residual")) is not None:
+        rows.append(("optimality residual: max", _number(residual), ""))
+    return rows
+
+
 def _time_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     seconds = results.get("seconds") or {}
     rows = [
         (f"seconds: {part}", f"{float(seconds[part]):,.1f}", "")
-        for part in ("attack", "distances", "total")
+        for part in ("attack", "report")
         if seconds.get(part) is not None
     ]
     if (rate := results.get("images_per_second")) is not None:

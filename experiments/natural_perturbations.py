@@ -16,8 +16,6 @@ On both networks, what it reports for 15 % is what we find for 10 %. Its dissimi
 10 degrees, ours 0.078) and distances (0.060, ours 0.018, exactly turned 0.035) are not these.
 """
 
-import hashlib
-import shlex
 import sys
 import textwrap
 import time
@@ -27,17 +25,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from experiments._attacks import flag
 from experiments._cli import run_command, use_all_cores
-from experiments._report import _new_figure, _save, run_environment
+from experiments._evaluation import (
+    Subject,
+    check_seed,
+    digest,
+    open_subject,
+    predictions,
+    progress_bar,
+    provenance,
+    with_model,
+)
+from experiments._report import new_figure, save_figure, write_text
 from experiments._runs import (
     RunFolder,
     claim,
@@ -46,7 +52,7 @@ from experiments._runs import (
     save_arrays,
     stored_results,
 )
-from experiments._training import Variables, cache_root, load_weights, trained_or_cached
+from experiments._training import Variables
 from experiments._transforms import (
     Amount,
     procrustes_dissimilarity,
@@ -56,12 +62,9 @@ from experiments._transforms import (
     translate,
     translation_shifts,
 )
-from wasserstein_adv.checks import check_images
-from wasserstein_adv.data import load, resolve
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.geometry import euclidean_power, minkowski, unit_square
 from wasserstein_adv.metrics import TransportDistance, exact_distances, wilson_interval
-from wasserstein_adv.models import WongKolterCNN
 
 _BATCH = 500  # images classified at once
 _WINDOW = 5  # pixels, of the local distance
@@ -96,7 +99,7 @@ class NaturalPerturbationsConfig:
     rotations: tuple[float, ...] = (10.0, 20.0, 30.0)
     """Rotations, in degrees; without a number, none."""
 
-    translations: tuple[float, ...] = (5.0, 15.0, 20.0)
+    translations: tuple[float, ...] = (5.0, 10.0, 15.0, 20.0)
     """Translations, in percent of the image's side; without a number, none."""
 
     amount: Amount = "up-to"
@@ -162,46 +165,30 @@ def main(config: NaturalPerturbationsConfig) -> None:
     _check(config)
     use_all_cores()
     console = Console()
-    name = resolve(config.data, config.data_dir)
-    dataset = load(name, "test", config.data_dir)
-    console.print(f"data: {name}, {len(dataset.labels):,} test images", highlight=False)
-    if config.num_images > len(dataset.labels):
-        raise InputError(
-            f"--num-images {config.num_images}: {name} has {len(dataset.labels):,} test images"
-        )
-    x, y = dataset.images[: config.num_images], dataset.labels[: config.num_images]
-    check_images(x, "images")
-    weights = None if config.checkpoint is None else load_weights(config.checkpoint)
-    # Taken before anything is trained: a folder that cannot be used is said at once.
-    settings = _settings(config, name, weights)
+    subject = open_subject(
+        config.data, config.data_dir, config.checkpoint, config.num_images, console
+    )
+    settings = _settings(config, subject)
     folder = claim(config.out or default_folder("natural", settings), settings)
     if folder.finished:
         console.print(results_table(stored_results(folder)))
         console.print(f"finished before: {folder.path}", highlight=False, soft_wrap=True)
         return
-    if weights is None:
-        weights, described = trained_or_cached(name, config.data_dir, cache_root(), config.seed)
-    else:
-        described = f"weights of {config.checkpoint}"
-    console.print(f"model: {described}", highlight=False, soft_wrap=True)
-
+    subject = with_model(subject, config.data_dir, config.seed, console)
+    x, y, weights = subject.x, subject.y, subject.weights
     draws = random_draws(config.seed, len(x))
-    clean = _predictions(weights, x)
+    clean = predictions(weights, x)
     measured = _measure_all(config, folder, weights, x, draws)
     results = {
-        "dataset": {"name": name, "split": "test", "num_images": len(x)},
-        "model": {"description": described, "weights": _digest(weights)},
+        **provenance(subject, "natural_perturbations", config.seed),
         "amount": config.amount,
         "nominal": _accuracy(clean == y),
         "perturbations": [_summary(p, m, y) for p, m in measured.items()],
         "seconds": round(float(sum(m.seconds for m in measured.values())), 3),
-        "environment": run_environment(),
-        "seed": config.seed,
-        "command": shlex.join(["python", "-m", "experiments.natural_perturbations", *sys.argv[1:]]),
     }
     save_arrays(folder.path / "clean.npz", label=y, prediction=clean, draws=draws)
     _plot(folder.path / "perturbations.png", config, x, y, clean, draws, measured, results)
-    _write_text(folder.path / "table.md", markdown_table(results))
+    write_text(folder.path / "table.md", markdown_table(results))
     finish(folder, results)
     console.print(results_table(results))
     console.print(f"results and picture: {folder.path}", highlight=False, soft_wrap=True)
@@ -211,7 +198,7 @@ def _check(config: NaturalPerturbationsConfig) -> None:
     """Refuse options out of range, naming them."""
     for option in ("num_images", "distance_images"):
         if getattr(config, option) < 1:
-            raise InputError(f"{_flag(option)} must be 1 or more, got {getattr(config, option)}")
+            raise InputError(f"{flag(option)} must be 1 or more, got {getattr(config, option)}")
     for option, highest in (("rotations", 180.0), ("translations", 99.0)):
         sizes = getattr(config, option)
         for size in sizes:
@@ -221,30 +208,18 @@ def _check(config: NaturalPerturbationsConfig) -> None:
             raise InputError(f"--{option} must all be different")
     if not (config.rotations or config.translations):
         raise InputError("--rotations and --translations must name one perturbation at least")
-    if not 0 <= config.seed < 2**32:
-        raise InputError(f"--seed must be from 0 to 2^32 - 1, got {config.seed}")
+    check_seed(config.seed)
 
 
-def _flag(option: str) -> str:
-    return "--" + option.replace("_", "-")
-
-
-def _settings(
-    config: NaturalPerturbationsConfig, name: str, weights: Variables | None
-) -> dict[str, Any]:
+def _settings(config: NaturalPerturbationsConfig, subject: Subject) -> dict[str, Any]:
     """All that the results depend on."""
     names = ("num_images", "rotations", "translations", "amount", "seed")
     return {
-        "data": name,
-        "weights": "standard" if weights is None else _digest(weights),
+        "data": subject.data,
+        "weights": digest(subject.weights),
         **{option: getattr(config, option) for option in names},
         "distance_images": min(config.distance_images, config.num_images),
     }
-
-
-def _digest(weights: Variables) -> str:
-    leaves = (np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(weights))
-    return hashlib.sha256(b"".join(leaves)).hexdigest()[:16]
 
 
 # Measuring ----------------------------------------------------------------------------------------
@@ -289,17 +264,10 @@ def _measure_all(
     count = min(config.distance_images, len(x))
     each = len(x) + 2 * count
     found = {}
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %  {task.fields[doing]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    ) as bar:
-        task = bar.add_task("perturbations", total=each * len(todo), doing="")
+    with progress_bar() as bar:
+        task = bar.add_task("perturbations", total=each * len(todo), measured="")
         for number, perturbation in enumerate(todo):
-            bar.update(task, completed=number * each, doing=perturbation_name(perturbation))
+            bar.update(task, completed=number * each, measured=perturbation_name(perturbation))
             path = folder.path / f"{perturbation.kind}-{perturbation.size:g}.npz"
             measured = _load(path, len(x), count)
             if measured is None:
@@ -309,7 +277,7 @@ def _measure_all(
                 )  # fmt: skip
                 save_arrays(path, **measured._asdict())
             found[perturbation] = measured
-        bar.update(task, completed=each * len(todo), doing="")
+        bar.update(task, completed=each * len(todo), measured="")
     return found
 
 
@@ -324,11 +292,11 @@ def _measure(
 ) -> Measured:
     """Measure one perturbation, the distances on the first `count` images."""
     started = time.perf_counter()
-    predictions, procrustes = [], []
+    answers, procrustes = [], []
     for start in range(0, len(x), _BATCH):
         part = slice(start, start + _BATCH)
         moved = perturb(perturbation, amount, x[part], draws[part])
-        predictions.append(_predictions(weights, moved))
+        answers.append(predictions(weights, moved))
         procrustes.append(procrustes_dissimilarity(x[part], moved))
         advance(len(moved))
 
@@ -337,7 +305,7 @@ def _measure(
     anywhere, window = transport_distances(first, moved, lambda: advance(1))
     mass = first.sum((1, 2))
     return Measured(
-        np.concatenate(predictions),
+        np.concatenate(answers),
         np.concatenate(procrustes),
         anywhere.total,
         window.total,
@@ -373,17 +341,6 @@ def transport_distances(
     anywhere = exact_distances(x, z, in_unit_square, progress=lambda _: progress())
     window = exact_distances(x, z, euclidean_power(1), _WINDOW, progress=lambda _: progress())
     return anywhere, window
-
-
-@jax.jit
-def _logits(weights: Variables, images: jax.Array) -> jax.Array:
-    return WongKolterCNN().apply(weights, images)
-
-
-def _predictions(weights: Variables, images: Float[np.ndarray, "n h w c"]) -> Int[np.ndarray, "n"]:
-    """The network's answers, a batch at a time."""
-    parts = (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
-    return np.concatenate([np.asarray(jnp.argmax(_logits(weights, p), -1)) for p in parts])
 
 
 def _load(path: Path, images: int, distances: int) -> Measured | None:
@@ -538,13 +495,6 @@ def markdown_table(results: Mapping[str, Any]) -> str:
     return "\n".join([f"{_title(results)}:", "", *lines, "", note, ""])
 
 
-def _write_text(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
-
-
 def _plot(
     path: Path,
     config: NaturalPerturbationsConfig,
@@ -571,18 +521,18 @@ def _plot(
         columns.append((title, images, found.prediction[shown]))
 
     width = 0.2 + 1.05 * len(columns)
-    figure = _new_figure(width, 1.2 + 1.05 * len(shown))
+    figure = new_figure(width, 1.2 + 1.05 * len(shown))
     grid = figure.subplots(len(shown), len(columns), squeeze=False)
-    for number, (title, images, predictions) in enumerate(columns):
+    for number, (title, images, answers) in enumerate(columns):
         grid[0, number].set_title(title, fontsize=8.5, linespacing=1.35)
-        for row, (image, answer) in enumerate(zip(images, predictions, strict=True)):
+        for row, (image, answer) in enumerate(zip(images, answers, strict=True)):
             _draw(grid[row, number], image, int(answer), int(y[shown[row]]))
     legend = (
         "Accuracy, and mean exact Wasserstein distance W to the clean image, cost |Δrow| + |Δcol| "
         "in the unit square. Orange: mistaken, with the network's answer."
     )
     figure.supxlabel(textwrap.fill(legend, int(_CHARACTERS * width)), fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw(axes: Any, image: Float[np.ndarray, "h w c"], answer: int, label: int) -> None:

@@ -70,7 +70,7 @@ def test_curve_is_drawn(tmp_path):
 
 
 def test_curve_falls_where_the_images_are_fooled():
-    axes = _report._new_figure(4, 3).add_subplot()
+    axes = _report.new_figure(4, 3).add_subplot()
     _report._draw_curve(axes, RADII, 1.0, "attack", "black")
     (line,) = axes.lines
     at, share = line.get_data()
@@ -80,7 +80,7 @@ def test_curve_falls_where_the_images_are_fooled():
 
 
 def test_curve_of_many_images_is_drawn_on_a_grid():
-    axes = _report._new_figure(4, 3).add_subplot()
+    axes = _report.new_figure(4, 3).add_subplot()
     _report._draw_curve(axes, np.linspace(0, 1, 3000), 1.0, "attack", "black")
     assert len(axes.lines[0].get_xdata()) < 1100
 

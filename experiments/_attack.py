@@ -1,0 +1,393 @@
+"""The command that attacks a classifier, whatever the dataset and the attack."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from rich.console import Console
+
+from experiments._attacks import FAMILIES, KEEPS, OBJECTIVES, settings_of
+from experiments._cli import use_all_cores
+from experiments._evaluation import (
+    Subject,
+    check_seed,
+    digest,
+    measure_distances,
+    open_subject,
+    predictions,
+    provenance,
+    run_attack,
+    with_model,
+)
+from experiments._grid import transport_measures, transport_summary
+from experiments._report import plot_curve, plot_examples, results_table
+from experiments._runs import claim, default_folder, finish, save_arrays, stored_results
+from wasserstein_adv.attacks import AttackResult
+from wasserstein_adv.errors import InputError
+from wasserstein_adv.metrics import accuracy_at, wilson_interval
+
+_INSIDE = 1e-4  # relative slack of "inside the ball": float32 images, their mass rounded
+
+
+@dataclass(frozen=True)
+class AttackOptions:
+    """What can be chosen of an attack; where nothing is given, its paper's protocol holds."""
+
+    data: str = "auto"
+    """The dataset."""
+
+    data_dir: Path | None = None
+    """TFDS data directory. By default $TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
+
+    checkpoint: Path | None = None
+    """Weights to attack: a published PyTorch file (.pth) or a folder of train_mnist. By default a
+    standard model of the dataset, trained on the first run and cached."""
+
+    attack: Literal["projected-sinkhorn", "unbalanced"] = "projected-sinkhorn"
+    """projected-sinkhorn (Wong et al. 2019): a Wasserstein ball that grows until the classifier
+    errs. unbalanced (Sinkhorn Adversarial Attack): steps drawn back by unbalanced transport."""
+
+    preset: str = "paper"
+    """Settings to start from: paper; script (projected-sinkhorn: those of the published script);
+    transport (unbalanced: where mass really moves)."""
+
+    num_images: int = 200
+    """How many test images to attack, from the first."""
+
+    steps: int | None = None
+    """Gradient steps at most."""
+
+    step_size: float | None = None
+    """Length of a step, in intensities."""
+
+    p: float | None = None
+    """Exponent of the ground cost."""
+
+    radii: tuple[float, ...] = (0.3, 0.5, 0.7, 1.0)
+    """projected-sinkhorn: radii at which to report the accuracy that is left."""
+
+    start_radius: float | None = None
+    """projected-sinkhorn: radius of the first step."""
+
+    growth: float | None = None
+    """projected-sinkhorn: factor by which the radius grows,"""
+
+    grow_every: int | None = None
+    """projected-sinkhorn: once in so many steps."""
+
+    reg: float | None = None
+    """projected-sinkhorn: λ, the projection's weight on the distance against the plan's entropy."""
+
+    window: int | None = None
+    """projected-sinkhorn: side of the window in which mass may move, in pixels, odd."""
+
+    variant: Literal["exact", "published"] | None = None
+    """unbalanced: exact solves the stated problem; published is the paper's iteration."""
+
+    norm: Literal["linf", "l2"] | None = None
+    """unbalanced: sign steps, or steps along the gradient."""
+
+    iterations: int | None = None
+    """unbalanced: Sinkhorn iterations at most after each step."""
+
+    eta: float | None = None
+    """unbalanced: η, weight of the plan's entropy."""
+
+    tau: float | None = None
+    """unbalanced: τ, price of mass that appears or disappears."""
+
+    gamma: float | None = None
+    """unbalanced: γ, weight of the distance to the stepped image."""
+
+    scale: float | None = None
+    """unbalanced: length of the image's side in units of cost."""
+
+    radius: float | None = None
+    """unbalanced: ε, what the plan's normalised cost is compared with."""
+
+    floor: float | None = None
+    """unbalanced, published: what stands for a zero pixel under its logarithm."""
+
+    objective: Literal["cross-entropy", "margin"] = "cross-entropy"
+    """What the attack maximises."""
+
+    keep: Literal["first-success", "last", "highest-objective", "closest"] | None = None
+    """Which iterate is the answer. By default the first success, and for unbalanced the last."""
+
+    random_start: bool = False
+    """Start from a random point."""
+
+    restarts: int = 1
+    """Random starts per image."""
+
+    batch_size: int = 128
+    """Images in one call, over all devices. It changes the time, not the answer."""
+
+    seed: int = 0
+    """Seed of the random starts and of the standard model's training."""
+
+    out: Path | None = None
+    """Folder of the run; by default one under runs/ named after the settings. A run that was
+    interrupted goes on where it stopped; a finished one is shown again."""
+
+
+_SHARED = ("num_images", "objective", "random_start", "restarts", "seed")
+_OWN = (
+    "steps", "step_size", "p", "start_radius", "growth", "grow_every", "reg", "window", "variant",
+    "norm", "iterations", "eta", "tau", "gamma", "scale", "radius", "floor",
+)  # fmt: skip
+
+
+def attack(config: AttackOptions, command: str) -> None:
+    """Attack, measure the exact distances, and write `results.json`, arrays and pictures.
+
+    Args:
+        config: the command's options.
+        command: its name, without the package.
+
+    Raises:
+        InputError: an option is out of range; data, weights or folder cannot be used.
+    """
+    own = {option: getattr(config, option) for option in _OWN}
+    protocol = settings_of(config.attack, config.preset, own)
+    _check(config)
+    family = FAMILIES[config.attack]
+    keep = config.keep or family.keep
+    use_all_cores()
+    console = Console()
+    subject = open_subject(
+        config.data, config.data_dir, config.checkpoint, config.num_images, console
+    )
+    is_ball = config.attack == "projected-sinkhorn"
+    settings = {
+        "data": subject.data,
+        "weights": digest(subject.weights),
+        "attack": config.attack,
+        **{option: getattr(config, option) for option in _SHARED},
+        **({"radii": config.radii} if is_ball else {}),
+        "keep": keep,
+        **protocol._asdict(),
+    }
+    folder = claim(config.out or default_folder("attack", settings), settings)
+    if folder.finished:
+        console.print(results_table(stored_results(folder)))
+        console.print(f"finished before: {folder.path}", highlight=False, soft_wrap=True)
+        return
+    subject = with_model(subject, config.data_dir, config.seed, console)
+    built = family.build(
+        subject.x.shape[1:3],
+        protocol,
+        objective=OBJECTIVES[config.objective],
+        keep=KEEPS[keep](),
+        random_start=config.random_start,
+        restarts=config.restarts,
+    )
+    result, seconds = run_attack(
+        subject, built, protocol.steps,
+        batch_size=config.batch_size, seed=config.seed, folder=folder,
+    )  # fmt: skip
+    results = {
+        **provenance(subject, command, config.seed),
+        "attack": {
+            "name": config.attack,
+            **protocol._asdict(),
+            "objective": config.objective,
+            "keep": keep,
+            "random_start": config.random_start,
+            "restarts": config.restarts,
+        },
+        "seconds": {"attack": round(seconds, 3)},
+        "images_per_second": len(subject.x) / seconds,
+        **_share("nominal", predictions(subject.weights, subject.x) == subject.y),
+        "projections_converged": float(result.evidence.converged.mean()),
+    }
+    answers = predictions(subject.weights, result.image)
+    save_arrays(
+        folder.path / "adversarial.npz",
+        clean=subject.x, adversarial=result.image, before_clamp=result.evidence.point,
+        label=subject.y, prediction=answers,
+    )  # fmt: skip
+    report = _report_ball if is_ball else _report_unbalanced
+    started = time.perf_counter()
+    results |= report(config, protocol, folder.path, subject, result, answers, keep)
+    results["seconds"]["report"] = round(time.perf_counter() - started, 3)
+    finish(folder, results)
+    console.print(results_table(results))
+    console.print(f"results and pictures: {folder.path}", highlight=False, soft_wrap=True)
+
+
+def _check(config: AttackOptions) -> None:
+    """Refuse what no attack's settings hold."""
+    for option in ("restarts", "batch_size"):
+        if getattr(config, option) < 1:
+            name = option.replace("_", "-")
+            raise InputError(f"--{name} must be 1 or more, got {getattr(config, option)}")
+    if not config.radii:
+        raise InputError("--radii must name at least one radius")
+    for radius in config.radii:
+        if not (np.isfinite(radius) and radius > 0):
+            raise InputError(f"--radii must be positive and finite, got {radius}")
+    if config.restarts > 1 and not config.random_start:
+        raise InputError("--restarts above 1 needs --random-start")
+    check_seed(config.seed)
+
+
+def _share(name: str, hits: np.ndarray) -> dict[str, Any]:
+    """An accuracy with its interval, under the names that the results have for it."""
+    interval = wilson_interval(int(hits.sum()), len(hits))
+    return {f"{name}_accuracy": float(hits.mean()), f"{name}_interval": list(interval)}
+
+
+# Wasserstein balls --------------------------------------------------------------------------------
+
+
+def _report_ball(
+    config: AttackOptions,
+    protocol: Any,
+    path: Path,
+    subject: Subject,
+    result: AttackResult,
+    answers: np.ndarray,
+    keep: str,
+) -> dict[str, Any]:
+    """Accuracy against the radius, and the exact distances as fractions of it."""
+    x = subject.x
+    cost = FAMILIES[config.attack].cost(protocol, x.shape[1:3])
+    # Three solves an image: inside the window before and after the clamp, and to anywhere.
+    found = measure_distances(
+        x,
+        {
+            "window_before_clamp": (result.evidence.point, cost, protocol.window),
+            "window_after_clamp": (result.image, cost, protocol.window),
+            "global_after_clamp": (result.image, cost, None),
+        },
+    )
+    distances = {name: distance.total for name, distance in found.items()}
+    distances["mass_change"] = found["global_after_clamp"].mass_ratio - 1.0
+    save_arrays(
+        path / "radii.npz",
+        radius=result.radius, budget=result.budget, steps=result.steps, success=result.success,
+        label=subject.y, prediction=answers, plan_cost=result.distance,
+        converged=result.evidence.converged, **distances,
+    )  # fmt: skip
+    curve = accuracy_at(result.radius, np.asarray(config.radii))
+    marks = {
+        r: (a, low, high)
+        for r, a, low, high in zip(config.radii, curve.accuracy, curve.low, curve.high, strict=True)
+    }
+    last = protocol.start * protocol.factor ** ((protocol.steps - 1) // protocol.every)
+    window = f"{protocol.window}×{protocol.window}"
+    title = f"{subject.data}: {len(x):,} images, projected Sinkhorn, {window}"
+    plot_curve(
+        path / "curve.png", {"attack": result.radius}, max(last, *config.radii), marks, title
+    )
+    shown = _shown(result)
+    plot_examples(
+        path / "examples.png", x[shown], result.image[shown], result.radius[shown],
+        subject.y[shown], answers[shown], distances["window_after_clamp"][shown],
+    )  # fmt: skip
+
+    def keyed(values: np.ndarray) -> dict[str, Any]:
+        return {str(r): v for r, v in zip(config.radii, values, strict=True)}
+
+    return {
+        "adversarial_accuracy": keyed(curve.accuracy.tolist()),
+        "adversarial_interval": keyed(np.stack([curve.low, curve.high], -1).tolist()),
+        "median_radius": float(np.median(result.radius)),
+        "distance_check": _distance_summary(distances, result),
+    }
+
+
+def _distance_summary(distances: dict[str, np.ndarray], result: AttackResult) -> dict[str, Any]:
+    """Distances as fractions of the radius that was claimed, over the images that claimed one."""
+    claimed = result.budget > 0
+    count = int(claimed.sum())
+    if count == 0:
+        return {"measured": 0}
+    budget = result.budget[claimed].astype(np.float64)
+    before, after, anywhere = (
+        distances[name][claimed] / budget
+        for name in ("window_before_clamp", "window_after_clamp", "global_after_clamp")
+    )
+    change = np.abs(distances["mass_change"][claimed])
+    return {
+        "measured": count,
+        "window": {
+            "median": float(np.median(after)),
+            "max": float(np.max(after)),
+            "no_plan": float(np.isinf(after).mean()),
+            "inside_before_clamp": float((before <= 1.0 + _INSIDE).mean()),
+            "inside_after_clamp": float((after <= 1.0 + _INSIDE).mean()),
+        },
+        "global": {
+            "median": float(np.median(anywhere)),
+            "max": float(np.max(anywhere)),
+            "inside_after_clamp": float((anywhere <= 1.0 + _INSIDE).mean()),
+        },
+        "mass_change": {"median": float(np.median(change)), "max": float(np.max(change))},
+    }
+
+
+def _shown(result: AttackResult) -> np.ndarray:
+    """Ten images for the picture: those that the attack fooled, if it fooled any."""
+    fooled = np.flatnonzero(result.success & (result.radius > 0))
+    return (fooled if len(fooled) else np.arange(len(result.success)))[:10]
+
+
+# Unbalanced transport -----------------------------------------------------------------------------
+
+
+def _report_unbalanced(
+    config: AttackOptions,
+    protocol: Any,
+    path: Path,
+    subject: Subject,
+    result: AttackResult,
+    answers: np.ndarray,
+    keep: str,
+) -> dict[str, Any]:
+    """The accuracy that is left, what became of the mass, and the exact distances."""
+    x = subject.x
+    cost = FAMILIES[config.attack].cost(protocol, x.shape[1:3])
+    distance = measure_distances(x, {"distance": (result.image, cost, None)})["distance"]
+    measures = transport_measures(result, distance.total, distance.mass_ratio)
+    save_arrays(
+        path / "measures.npz",
+        success=result.success, steps=result.steps, label=subject.y, prediction=answers,
+        residual=result.evidence.residual, **measures,
+    )  # fmt: skip
+    shown = _shown(result)
+    notes = [f"moved {100 * share:.2g} %" for share in measures["moved"][shown]]
+    plot_examples(
+        path / "examples.png", x[shown], result.image[shown], None,
+        subject.y[shown], answers[shown], measures["distance"][shown], notes,
+    )  # fmt: skip
+    results = {
+        **_share("attack", ~result.success),
+        "transport": {
+            **transport_summary(measures),
+            "within_budget": float((measures["plan_cost"] <= protocol.radius).mean()),
+            "budget": protocol.radius,
+            "residual": float(result.evidence.residual.max()),
+        },
+    }
+    if keep == "first-success":
+        # The first success of an image says how many steps fool it: the whole sweep in one run.
+        needed = np.where(result.success, result.steps, np.inf).astype(np.float64)
+        at = np.arange(protocol.steps + 1)
+        curve = accuracy_at(needed, at.astype(np.float64))
+        results["accuracy_after_steps"] = {
+            int(t): a for t, a in zip(at, curve.accuracy.tolist(), strict=True)
+        }
+        marks = {
+            float(t): (curve.accuracy[t], curve.low[t], curve.high[t])
+            for t in {protocol.steps // 4, protocol.steps // 2, protocol.steps}
+        }
+        title = f"{subject.data}: {len(x):,} images, unbalanced transport, {protocol.variant}"
+        plot_curve(
+            path / "curve.png", {"attack": needed}, float(protocol.steps), marks, title,
+            "gradient steps",
+        )  # fmt: skip
+    return results

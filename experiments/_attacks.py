@@ -1,0 +1,112 @@
+"""The attacks by the names that the commands take, with their papers' settings."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from wasserstein_adv.attacks import (
+    FirstOrderAttack,
+    Keep,
+    closest,
+    cross_entropy,
+    first_success,
+    highest_objective,
+    last,
+    margin,
+)
+from wasserstein_adv.attacks.unbalanced import PAPER, TRANSPORT, unbalanced
+from wasserstein_adv.attacks.wong import MNIST, MNIST_SCRIPT, wong
+from wasserstein_adv.errors import InputError
+from wasserstein_adv.geometry import Cost, euclidean_power, minkowski, unit_square
+
+OBJECTIVES = {"cross-entropy": cross_entropy, "margin": margin}
+KEEPS: dict[str, Callable[[], Keep]] = {
+    "first-success": first_success,
+    "last": last,
+    "highest-objective": highest_objective,
+    "closest": closest,
+}
+
+
+class Family(NamedTuple):
+    """An attack that takes settings."""
+
+    presets: Mapping[str, Any]
+    """Settings by name, NamedTuples of one type; the first is the default."""
+    build: Callable[..., FirstOrderAttack]
+    """(grid_size, settings, **first_order_options) ↦ the attack."""
+    keep: str
+    """The rule of `KEEPS` for which iterate is the answer."""
+    options: Mapping[str, str]
+    """Options of the command that have another name than the setting."""
+    positive: tuple[str, ...]
+    """Settings that must be positive."""
+    counts: tuple[str, ...]
+    """Settings that must be 1 or more."""
+    cost: Callable[[Any, tuple[int, int]], Cost]
+    """(settings, grid_size) ↦ the cost of a displacement in pixels, by which it is measured."""
+
+
+def _in_unit_square(settings: Any, grid_size: tuple[int, int]) -> Cost:
+    row, column = unit_square(*grid_size)
+    ground = minkowski(settings.p)
+    return lambda drow, dcol: ground(drow * row, dcol * column)
+
+
+FAMILIES = {
+    "projected-sinkhorn": Family(
+        presets={"paper": MNIST, "script": MNIST_SCRIPT},
+        build=wong,
+        keep="first-success",
+        options={"start": "start_radius", "factor": "growth", "every": "grow_every"},
+        positive=("start", "factor", "step_size", "reg", "p"),
+        counts=("every", "steps"),
+        cost=lambda settings, grid_size: euclidean_power(settings.p),
+    ),
+    "unbalanced": Family(
+        presets={"paper": PAPER, "transport": TRANSPORT},
+        build=unbalanced,
+        keep="last",
+        options={},
+        positive=("step_size", "eta", "tau", "gamma", "p", "scale", "radius", "floor"),
+        counts=("steps", "iterations"),
+        cost=_in_unit_square,
+    ),
+}
+
+
+def flag(option: str) -> str:
+    """`--an-option` of an_option."""
+    return "--" + option.replace("_", "-")
+
+
+def settings_of(attack: str, preset: str, options: Mapping[str, Any]) -> Any:
+    """The settings of a preset with the options that were given in their place, checked.
+
+    Args:
+        attack: a name of `FAMILIES`.
+        preset: one of its presets.
+        options: values by the command's names; None for one that was not given.
+
+    Raises:
+        InputError: the attack has no such preset or option, or a value is out of range.
+    """
+    family = FAMILIES[attack]
+    if preset not in family.presets:
+        raise InputError(f"--preset of {attack} must be {' or '.join(family.presets)}")
+    settings = family.presets[preset]
+    fields = {family.options.get(field, field): field for field in settings._fields}
+    given = {option: value for option, value in options.items() if value is not None}
+    for option in given:
+        if option not in fields:
+            raise InputError(f"{flag(option)} is not an option of --attack {attack}")
+    settings = settings._replace(**{fields[option]: value for option, value in given.items()})
+    for option, field in fields.items():
+        value = getattr(settings, field)
+        if field in family.positive and not (math.isfinite(value) and value > 0):
+            raise InputError(f"{flag(option)} must be positive and finite, got {value}")
+        if field in family.counts and value < 1:
+            raise InputError(f"{flag(option)} must be 1 or more, got {value}")
+        if field == "window" and (value < 1 or value % 2 == 0):
+            raise InputError(f"{flag(option)} must be odd and positive, got {value}")
+    return settings

@@ -1,0 +1,230 @@
+"""What the commands that evaluate a classifier share: its data and weights, attacks, distances."""
+
+import hashlib
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from experiments._report import run_environment
+from experiments._runs import RunFolder, load_checkpoint, save_checkpoint
+from experiments._training import cache_root, load_weights, trained_or_cached
+from wasserstein_adv import parallel
+from wasserstein_adv.attacks import AttackResult, FirstOrderAttack
+from wasserstein_adv.checks import check_images
+from wasserstein_adv.data import load, resolve
+from wasserstein_adv.errors import InputError
+from wasserstein_adv.geometry import Cost
+from wasserstein_adv.metrics import TransportDistance, exact_distances
+from wasserstein_adv.models import WongKolterCNN
+
+_CHECKPOINT_SECONDS = 10.0
+_BATCH = 500  # images classified at once
+
+
+class Subject(NamedTuple):
+    """The images and the classifier that a command evaluates."""
+
+    data: str
+    """The dataset's name."""
+    x: Float[np.ndarray, "n h w c"]
+    y: Int[np.ndarray, "n"]
+    weights: Any
+    """The classifier's variables; None until `with_model`."""
+    described: str
+    """The classifier in one line."""
+
+
+def open_subject(
+    data: str, data_dir: Path | None, checkpoint: Path | None, num_images: int, console: Console
+) -> Subject:
+    """Load a dataset's first test images, and the weights if they come from a file.
+
+    Args:
+        data: a name of `wasserstein_adv.data`, "auto" too.
+        data_dir: TFDS data directory; None means TFDS's default.
+        checkpoint: weights to read; None for the dataset's standard model, which `with_model`
+            gets.
+        num_images: how many images.
+        console: where to say which dataset it is.
+
+    Raises:
+        InputError: there are not so many images; data or weights cannot be used.
+    """
+    if num_images < 1:
+        raise InputError(f"--num-images must be 1 or more, got {num_images}")
+    name = resolve(data, data_dir)
+    dataset = load(name, "test", data_dir)
+    console.print(f"data: {name}, {len(dataset.labels):,} test images", highlight=False)
+    if num_images > len(dataset.labels):
+        raise InputError(f"--num-images {num_images}: {name} has {len(dataset.labels):,} images")
+    x, y = dataset.images[:num_images], dataset.labels[:num_images]
+    check_images(x, "images")
+    weights = None if checkpoint is None else load_weights(checkpoint)
+    return Subject(name, x, y, weights, f"weights of {checkpoint}")
+
+
+def with_model(subject: Subject, data_dir: Path | None, seed: int, console: Console) -> Subject:
+    """The subject with its dataset's standard model, where no weights were given.
+
+    It may have to be trained, so the run's folder is taken before: what cannot be used is said at
+    once.
+    """
+    if subject.weights is None:
+        weights, described = trained_or_cached(subject.data, data_dir, cache_root(), seed)
+        subject = subject._replace(weights=weights, described=described)
+    console.print(f"model: {subject.described}", highlight=False, soft_wrap=True)
+    return subject
+
+
+def check_seed(seed: int) -> None:
+    """Raise InputError unless a seed is in the range of JAX's."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"--seed must be from 0 to 2^32 - 1, got {seed}")
+
+
+def digest(weights: Any) -> str:
+    """16 hexadecimal digits that stand for a model's weights; "standard" where there are none."""
+    if weights is None:
+        return "standard"
+    leaves = (np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(weights))
+    return hashlib.sha256(b"".join(leaves)).hexdigest()[:16]
+
+
+def provenance(subject: Subject, command: str, seed: int) -> dict[str, Any]:
+    """What every run's results say about where they come from."""
+    return {
+        "dataset": {"name": subject.data, "split": "test", "num_images": len(subject.x)},
+        "model": {"description": subject.described, "weights": digest(subject.weights)},
+        "environment": run_environment(),
+        "seed": seed,
+        "command": shlex.join(["python", "-m", f"experiments.{command}", *sys.argv[1:]]),
+    }
+
+
+def progress_bar() -> Progress:
+    """A progress bar on stderr whose tasks have a field `measured`."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %  {task.fields[measured]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def logits_of(weights: Any) -> Callable[[jax.Array], jax.Array]:
+    """The classifier with these weights, as attacks take it."""
+    return lambda images: WongKolterCNN().apply(weights, images)
+
+
+@jax.jit
+def _classes(weights: Any, images: jax.Array) -> jax.Array:
+    return jnp.argmax(logits_of(weights)(images), axis=-1)
+
+
+def predictions(weights: Any, images: Float[np.ndarray, "n h w c"]) -> Int[np.ndarray, "n"]:
+    """The classifier's answers, a batch at a time."""
+    parts = (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
+    return np.concatenate([np.asarray(_classes(weights, part)) for part in parts])
+
+
+def run_attack(
+    subject: Subject,
+    attack: FirstOrderAttack,
+    steps: int,
+    *,
+    batch_size: int,
+    seed: int,
+    folder: RunFolder | None = None,
+    title: str = "attack",
+    labels: Int[np.ndarray, "n"] | None = None,
+) -> tuple[AttackResult, float]:
+    """Run an attack on all devices, with a progress bar, from a folder's checkpoint if it has one.
+
+    Args:
+        subject: what to attack.
+        attack: with what.
+        steps: the attack's steps at most, for the bar.
+        batch_size: images in one call, over all devices.
+        seed: of the random starts.
+        folder: where to keep checkpoints; None for none.
+        title: what stands before the bar.
+        labels: the wanted labels of a targeted attack; by default the images' own.
+
+    Returns:
+        The result and the seconds it took, those before an interruption included.
+    """
+    if batch_size < 1:
+        raise InputError(f"--batch-size must be 1 or more, got {batch_size}")
+    x, y = subject.x, subject.y if labels is None else labels
+    logits_fn = logits_of(subject.weights)
+    resume, before = None, 0.0
+    if folder is not None:
+        resumed = load_checkpoint(folder, parallel.progress_like(attack, logits_fn, x, y))
+        resume, before = (None, 0.0) if resumed is None else resumed
+    started = saved = time.perf_counter()
+    latest = None
+    with progress_bar() as bar:
+        task = bar.add_task(title, total=steps * len(x) * attack.restarts, measured="compiling")
+
+        def on_round(progress: parallel.Progress) -> None:
+            nonlocal saved, latest
+            latest = progress
+            taken = np.where(progress.settled, steps, np.minimum(progress.state.step, steps))
+            left = 1.0 - progress.state.kept.success.mean()
+            measured = f"{progress.settled.sum()} of {len(x)} settled, accuracy now {left:.1%}"
+            done = steps * len(x) * int(progress.restart) + taken.sum()
+            bar.update(task, completed=int(done), measured=measured)
+            if time.perf_counter() - saved > _CHECKPOINT_SECONDS:
+                keep()
+                saved = time.perf_counter()
+
+        def keep() -> None:
+            if folder is not None:
+                save_checkpoint(folder, latest, before + time.perf_counter() - started)
+
+        try:
+            result = parallel.evaluate(
+                attack, jax.random.key(seed), logits_fn, x, y,
+                batch_size=batch_size, resume=resume, on_round=on_round,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            if latest is not None:
+                keep()
+            raise
+    return result, before + time.perf_counter() - started
+
+
+def measure_distances(
+    x: Float[np.ndarray, "n h w c"],
+    parts: dict[str, tuple[Float[np.ndarray, "n h w c"], Cost, int | None]],
+    title: str = "exact distances",
+) -> dict[str, TransportDistance]:
+    """Exact distances of images from their clean ones, with a progress bar.
+
+    Args:
+        x: the clean images.
+        parts: by name, what to measure: the images, the ground cost and the window, None for none.
+        title: what stands before the bar.
+    """
+    found = {}
+    with progress_bar() as bar:
+        task = bar.add_task(title, total=len(parts) * len(x), measured="")
+        for number, (name, (z, cost, window)) in enumerate(parts.items()):
+            offset = number * len(x)
+            found[name] = exact_distances(
+                x, z, cost, window,
+                progress=lambda done, offset=offset: bar.update(task, completed=offset + done),
+            )  # fmt: skip
+    return found
