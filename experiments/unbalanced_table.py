@@ -212,8 +212,8 @@ def markdown_table(results: Mapping[str, Any]) -> str:
     rule = ("---", *("---:" for _ in _HEADER[1:]))
     rows = (_HEADER, rule, *(_cells(part) for part in results["rows"]))
     note = (
-        "moved: share of the plan's mass that leaves its pixel; remade: mass deleted and created as "
-        "a share of the clean image's; W: exact distance, both masses normalised; means."
+        "moved: share of the plan's mass that leaves its pixel; remade: mass deleted and created, "
+        "as a share of the clean image's; W: exact distance, both masses normalised; means."
     )
     return "\n".join([*(f"| {' | '.join(cells)} |" for cells in rows), "", note, ""])
 

