@@ -84,7 +84,7 @@ def loop(problem, protocol, i, project):
 
 VARIANTS = {
     "paper": BRIEF,
-    "published": BRIEF._replace(variant="published"),
+    "published": BRIEF._replace(variant="published", p=2.0),
     "transport": TRANSPORT._replace(steps=4, p=2.0, norm="l2", step_size=0.5),
 }
 
@@ -170,10 +170,10 @@ def test_protocols_out_of_range_are_refused(change):
         unbalanced(SIZE, PAPER._replace(**change))
 
 
-def test_no_iteration_is_refused(problem):
-    idle = unbalanced(SIZE, PAPER._replace(iterations=0))
-    with pytest.raises(InputError, match="iterations"):
-        idle(jax.random.key(KEY), problem.logits, problem.x, problem.y)
+@pytest.mark.parametrize("name", ["iterations", "step_size", "radius", "floor"])
+def test_zeros_are_refused(name):
+    with pytest.raises(InputError, match=name):
+        unbalanced(SIZE, PAPER._replace(**{name: 0}))
 
 
 @pytest.mark.parametrize("name", ["eta", "tau", "gamma"])

@@ -418,6 +418,17 @@ def test_a_warm_start_is_at_its_end_at_once(x64, rule):
     np.testing.assert_allclose(warm.point, cold.point, atol=1e-9)
 
 
+@pytest.mark.parametrize("rule", ["exact", "euclidean"])
+def test_a_warm_start_from_an_image_of_other_pixels(x64, rule):
+    geometry, x, w, *penalties = setup(PROBLEMS[3])
+    other = image(x.shape, 50)
+    assert ((other == 0) & (x > 0)).any() and ((other > 0) & (x == 0)).any()
+    duals = solver(rule)(geometry, other, w, *penalties).duals
+    cold, warm = (solver(rule)(geometry, x, w, *penalties, start) for start in (None, duals))
+    assert bool(warm.converged)
+    np.testing.assert_allclose(warm.point, cold.point, atol=1e-9)
+
+
 SIDE = 8
 GRID = separable_grid((SIDE, SIDE), 1.0, unit_square(SIDE, SIDE))
 
@@ -463,7 +474,7 @@ def log_uniform(low, high):
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("max_iterations", [10, 200])
-@settings(max_examples=25, derandomize=True, deadline=None)
+@settings(max_examples=15, derandomize=True, deadline=None)
 @given(
     eta=log_uniform(1e-4, 0.1),
     tau=log_uniform(1e-3, 1.0),
@@ -487,6 +498,8 @@ def test_everything_is_finite_and_in_its_range(rule, max_iterations, eta, tau, g
     assert (got.moved >= 0).all() and (got.moved <= 1 + 1e-6).all()
     assert np.isfinite(got.unmatched).all() and (got.unmatched >= 0).all()
     assert (got.residual >= 0).all()
+    # A solver that stopped of itself had converged; what it reports is the point that it returns.
+    assert (got.converged | (got.iterations == max_iterations)).all()
     if rule == "exact":
         assert (got.point >= 0).all()
         blank = np.maximum(w[2] - tau / gamma, 0)
@@ -506,8 +519,7 @@ def test_converges_in_float32_where_the_penalties_allow():
         usual = [0, 1, 2, 3, 5]  # the mass that is created can be far above one faint pixel's
         assert got.converged[np.array(usual)].all()
         worst = max(worst, int(got.iterations[np.array(usual)].max()))
-    assert worst > 20
-    print(worst)
+    assert 20 < worst < 200
 
 
 # Use.

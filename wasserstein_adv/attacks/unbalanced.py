@@ -145,8 +145,11 @@ def unbalanced(
         raise InputError(f"variant must be exact or published, got {protocol.variant!r}")
     if protocol.norm not in methods:
         raise InputError(f"norm must be linf or l2, got {protocol.norm!r}")
-    if not protocol.scale > 0:
-        raise InputError(f"scale must be positive, got {protocol.scale}")
+    for name in ("step_size", "p", "scale", "radius", "floor"):
+        if not getattr(protocol, name) > 0:
+            raise InputError(f"{name} must be positive, got {getattr(protocol, name)}")
+    if protocol.iterations < 1:
+        raise InputError(f"iterations must be 1 or more, got {protocol.iterations}")
     row, col = unit_square(*grid_size)
     unit = (protocol.scale * row, protocol.scale * col)
     if protocol.p == 1:

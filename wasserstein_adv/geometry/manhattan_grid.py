@@ -13,17 +13,16 @@ itself a recursion of maxima, every element exp(h_j − M_j) and every attenuati
 exp(±(M_{i−1} − M_i) − ψ|x_i − x_{i−1}|) is at most 1, and every sum at least 1.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.custom_batching import custom_vmap
 from jax.tree_util import register_pytree_node_class
 from jaxtyping import Array, Float
 from ott.geometry import grid
 
-from wasserstein_adv.geometry.log_kernel import LogKernel, log_kernel, safe_inverse, safe_log
+from wasserstein_adv.geometry.batching import batch_last
+from wasserstein_adv.geometry.log_kernel import LogKernel, log_kernel, safe_log
 
 
 @register_pytree_node_class
@@ -34,19 +33,20 @@ class ManhattanGrid(grid.Grid):
     solvers treat it as any other `Grid`.
     """
 
-    def gaps(self, dtype: jnp.dtype) -> list[Float[Array, "n"]]:
-        """Distances between neighbouring coordinates, rows first."""
-        return [jnp.diff(jnp.asarray(x)).astype(dtype) for x in self.x]
+    def gaps(self, dtype: jnp.dtype) -> tuple[Float[Array, "h-1"], Float[Array, "w-1"]]:
+        """Distances between neighbouring rows, and between neighbouring columns."""
+        rows, cols = (jnp.diff(jnp.asarray(x)).astype(dtype) for x in self.x)
+        return rows, cols
 
 
 @log_kernel.register
 def _(geometry: ManhattanGrid, h: Float[Array, "h w"], psi: Float[Array, ""], axis: int = 1):
     del axis  # the cost is symmetric
     psi = jnp.asarray(psi, h.dtype)
-    rows, cols = geometry.gaps(h.dtype)
-    lse = _lse(h, psi, rows, cols)
+    gaps = geometry.gaps(h.dtype)
+    lse = _lse(gaps, h, psi)
     # In recursions of their own, which the compiler drops where nobody asks for the moments.
-    mean, var = _moments(h, psi, rows, cols)
+    mean, var = _moments(gaps, h, psi)
     return LogKernel(lse, mean, var, jnp.full((), -jnp.inf, h.dtype))
 
 
@@ -65,7 +65,7 @@ class _Filter(NamedTuple):
 
 def _filter(h: Array, decay: Array) -> _Filter:
     """`h` of shape (n, m, ...), `decay` ψ·gap of shape (n−1, 1, ...)."""
-    none = jnp.zeros_like(decay[:1])
+    none = jnp.zeros((1, *decay.shape[1:]), decay.dtype)
 
     def reach(best: Array, here: tuple[Array, Array]) -> tuple[Array, Array]:
         score, step = here
@@ -114,7 +114,8 @@ class _Cloud(NamedTuple):
     def join(self, other: "_Cloud") -> "_Cloud":
         # Shares, not sums of squares, which would lose float32's digits.
         mass = self.mass + other.mass
-        share = other.mass * safe_inverse(mass)
+        # Not times 1/mass, which is inf for subnormal masses.
+        share = jnp.where(mass > 0.0, other.mass, 0.0) / jnp.where(mass > 0.0, mass, 1.0)
         delta = other.mean - self.mean
         mean = self.mean + share * delta
         spread = share * (1.0 - share) * delta**2
@@ -124,7 +125,7 @@ class _Cloud(NamedTuple):
 def _axis_moments(h: Array, decay: Array, gap: Array, mean: Array, var: Array) -> _Cloud:
     """Mean and variance of cost along the first axis, of elements that have some already."""
     _, element, forward, backward = _filter(h, decay)
-    none = jnp.zeros_like(gap[:1])
+    none = jnp.zeros((1, *gap.shape[1:]), gap.dtype)
     elements = _Cloud(element, mean, var)
 
     def accumulate(before: _Cloud, here: tuple[_Cloud, Array, Array]) -> tuple[_Cloud, _Cloud]:
@@ -139,67 +140,46 @@ def _axis_moments(h: Array, decay: Array, gap: Array, mean: Array, var: Array) -
     return left.join(elements).join(right)
 
 
-def _plain_lse(h: Array, psi: Array, rows: Array, cols: Array) -> Array:
-    """The log-kernel's value on arrays (H, W, ...); ψ and the gaps may have the trailing axes."""
-    inner = _axis_lse(jnp.swapaxes(h, 0, 1), psi * _column(cols))
-    return _axis_lse(jnp.swapaxes(inner, 0, 1), psi * _column(rows))
+def _decay(gap: Array, psi: Array) -> tuple[Array, Array]:
+    """ψ·gap and gap as columns (n, 1, ...), with ψ's axes after."""
+    column = gap.reshape(-1, 1, *(1 for _ in psi.shape))
+    return psi * column, column + jnp.zeros_like(psi)
 
 
-def _plain_moments(h: Array, psi: Array, rows: Array, cols: Array) -> tuple[Array, Array]:
+def _plain_lse(gaps: tuple[Array, Array], h: Array, psi: Array) -> Array:
+    """The log-kernel's value for h of shape (H, W, ...) and ψ of shape (...)."""
+    (along_rows, _), (along_cols, _) = (_decay(gap, psi) for gap in gaps)
+    inner = _axis_lse(jnp.swapaxes(h, 0, 1), along_cols)
+    return _axis_lse(jnp.swapaxes(inner, 0, 1), along_rows)
+
+
+def _plain_moments(gaps: tuple[Array, Array], h: Array, psi: Array) -> tuple[Array, Array]:
     """The mean and the variance of the cost under the kernel's weights, as `_plain_lse`."""
+    along_rows, along_cols = (_decay(gap, psi) for gap in gaps)
     h = jnp.swapaxes(h, 0, 1)
     zero = jnp.zeros_like(h)
-    decay, gap = psi * _column(cols), _column(cols)
-    inner = _axis_moments(h, decay, gap + jnp.zeros_like(decay), zero, zero)
-    lse, mean, var = (jnp.swapaxes(a, 0, 1) for a in (_axis_lse(h, decay), inner.mean, inner.var))
-    decay, gap = psi * _column(rows), _column(rows)
-    outer = _axis_moments(lse, decay, gap + jnp.zeros_like(decay), mean, var)
+    inner = _axis_moments(h, *along_cols, zero, zero)
+    elements = (_axis_lse(h, along_cols[0]), inner.mean, inner.var)
+    lse, mean, var = (jnp.swapaxes(a, 0, 1) for a in elements)
+    outer = _axis_moments(lse, *along_rows, mean, var)
     empty = outer.mass <= 0
     return jnp.where(empty, 0.0, outer.mean), jnp.where(empty, 0.0, outer.var)
 
 
-def _column(gap: Array) -> Array:
-    """(n, ...) to (n, 1, ...)."""
-    return gap[:, None]
-
-
-def _batch_last(function):
-    """`function` of (h, ψ, rows, cols), run with the axes of every vmap last.
-
-    The recursions then run over contiguous memory: three times as fast on a CPU as where vmap puts
-    a scan's batch. The derivative is that of the function itself.
-    """
-
-    @custom_vmap
-    def batched(h, psi, rows, cols):
-        return function(h, psi, rows, cols)
-
-    @batched.def_vmap
-    def _(size, in_batched, *args):
-        del size
-        last = [
-            jnp.moveaxis(arg, 0, -1) if batched_ else arg[..., None]
-            for arg, batched_ in zip(args, in_batched, strict=True)
-        ]
-        if not in_batched[0]:
-            last[0] = jnp.broadcast_to(
-                last[0], jnp.broadcast_shapes(last[0].shape, *(a.shape[-1:] for a in last))
-            )
-        out = batched(*last)
-        return jax.tree.map(lambda a: jnp.moveaxis(a, -1, 0), out), jax.tree.map(
-            lambda _: True, out
-        )
+def _fast(function):
+    """`function` with its batches last; its derivative is that of the function itself."""
+    batched = batch_last(function)
 
     @jax.custom_jvp
-    def differentiable(h, psi, rows, cols):
-        return batched(h, psi, rows, cols)
+    def fast(gaps, h, psi):
+        return batched(gaps, h, psi)
 
-    @differentiable.defjvp
+    @fast.defjvp
     def _(primals, tangents):
-        return differentiable(*primals), jax.jvp(function, primals, tangents)[1]
+        return fast(*primals), jax.jvp(function, primals, tangents)[1]
 
-    return functools.wraps(function)(differentiable)
+    return fast
 
 
-_lse = _batch_last(_plain_lse)
-_moments = _batch_last(_plain_moments)
+_lse = _fast(_plain_lse)
+_moments = _fast(_plain_moments)

@@ -27,11 +27,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float, Int
 from ott.geometry import geometry as ott_geometry
 
 from wasserstein_adv.errors import InputError
+from wasserstein_adv.geometry.batching import batch_last
 from wasserstein_adv.geometry.log_kernel import LogKernel
 from wasserstein_adv.projections.kernel import (
     check_shapes,
@@ -96,7 +96,7 @@ class UnbalancedPlan(NamedTuple):
     shift: float
 
 
-Kernel = Callable[[Array, int], LogKernel]
+PixelKernel = Callable[[Array, int], LogKernel]
 """(h, axis) ↦ the `LogKernel` of h − C/η, in the layout of `UnbalancedProblem`."""
 
 
@@ -105,12 +105,12 @@ class Rule(NamedTuple):
 
     start: Callable[[UnbalancedProblem, UnbalancedDuals | None], Any]
     """The state before the first iteration."""
-    step: Callable[[Kernel, UnbalancedProblem, Any], tuple[Any, Array]]
+    step: Callable[[PixelKernel, UnbalancedProblem, Any], tuple[Any, Array]]
     """The next state, and a residual by which to stop."""
-    finish: Callable[[Kernel, UnbalancedProblem, Any], UnbalancedPlan]
+    finish: Callable[[PixelKernel, UnbalancedProblem, Any], UnbalancedPlan]
     """The answer that a state stands for."""
-    residual: Callable[[Kernel, UnbalancedProblem, UnbalancedPlan, Array], Array]
-    """Its residual, given ln Σ_j exp((β_j − C_ij)/η)."""
+    residual: Callable[[PixelKernel, UnbalancedProblem, UnbalancedPlan, Array, Array], Array]
+    """Its residual, given ln Σ_j exp((β_j − C_ij)/η) and what the last step said."""
 
 
 class Marginals(NamedTuple):
@@ -279,11 +279,13 @@ squares = Marginals(
 
 class _Ascent(NamedTuple):
     alpha: Array
-    """The last α step,"""
+    """What the last iteration started from,"""
+    residual: Array
+    """its residual,"""
+    plain: Array
+    """the α step that came of it,"""
     ahead: Array
     """extrapolated: where the next iteration starts."""
-    residual: Array
-    """At the α that the last iteration started from."""
 
 
 def accelerated_ascent(marginals: Marginals) -> Rule:
@@ -294,39 +296,40 @@ def accelerated_ascent(marginals: Marginals) -> Rule:
     in the order of 1/√(1−ρ) turns, where plain ascent takes 1/(1−ρ). The momentum pauses for a turn
     when the residual has grown.
 
-    The residual is Σ_i |(Π1)_i − what (a) makes of α_i| / Σx, known from the next α's own kernel
-    application. (b) and (c) hold exactly.
+    The residual is Σ_i |(Π1)_i − what (a) makes of α_i| / max(Σx, ΣΠ), known from the next α's own
+    kernel application. (b) and (c) hold exactly.
     """
 
     def start(problem: UnbalancedProblem, duals: UnbalancedDuals | None) -> _Ascent:
-        first = marginals.start(problem) if duals is None else duals.alpha / problem.eta
-        return _Ascent(first, first, jnp.full_like(problem.eta, jnp.inf))
+        first = marginals.start(problem)
+        if duals is not None:
+            given = duals.alpha / problem.eta
+            # Those of another image may be −∞ where this one has mass.
+            first = jnp.where(jnp.isfinite(given), given, first)
+        return _Ascent(first, jnp.full_like(problem.eta, jnp.inf), first, first)
 
-    def residual(problem: UnbalancedProblem, alpha: Array, row_lse: Array) -> Array:
-        misfit = jnp.abs(jnp.exp(alpha + row_lse - 1.0) - marginals.row_sums(problem, alpha))
-        return _relative_sum(misfit, problem.x)
-
-    def step(kernel: Kernel, problem: UnbalancedProblem, state: _Ascent) -> tuple[_Ascent, Array]:
+    def step(
+        kernel: PixelKernel, problem: UnbalancedProblem, state: _Ascent
+    ) -> tuple[_Ascent, Array]:
         alpha = state.ahead
         beta, _ = marginals.beta(problem, kernel(alpha - 1.0, 0).lse)
         lse = kernel(beta, 1).lse
-        now = residual(problem, alpha, lse)
+        left = jnp.exp(alpha + lse - 1.0)
+        misfit = jnp.abs(left - marginals.row_sums(problem, alpha))
+        residual = _relative(misfit, problem.x, left)
         plain = marginals.alpha(problem, lse)
         root = jnp.sqrt(1.0 - marginals.contraction(problem))
-        momentum = jnp.where(now < state.residual, (1.0 - root) / (1.0 + root), 0.0)
-        finite = plain > -jnp.inf
-        change = jnp.where(finite, plain, 0.0) - jnp.where(finite, state.alpha, 0.0)
-        return _Ascent(plain, plain + momentum * change, now), now
+        momentum = jnp.where(residual < state.residual, (1.0 - root) / (1.0 + root), 0.0)
+        finite = jnp.isfinite(plain)
+        change = jnp.where(finite, plain, 0.0) - jnp.where(finite, state.plain, 0.0)
+        return _Ascent(alpha, residual, plain, plain + momentum * change), residual
 
-    def finish(kernel: Kernel, problem: UnbalancedProblem, state: _Ascent) -> UnbalancedPlan:
+    def finish(kernel: PixelKernel, problem: UnbalancedProblem, state: _Ascent) -> UnbalancedPlan:
         log_q = kernel(state.alpha - 1.0, 0).lse
         beta, z = marginals.beta(problem, log_q)
         return UnbalancedPlan(state.alpha, beta, z, jnp.exp(beta + log_q), 1.0)
 
-    return Rule(
-        start, step, finish,
-        lambda kernel, problem, plan, row_lse: residual(problem, plan.alpha, row_lse),
-    )  # fmt: skip
+    return Rule(start, step, finish, lambda kernel, problem, plan, row_lse, last: last)
 
 
 exact = accelerated_ascent(kl)
@@ -364,7 +367,7 @@ def published(floor: float) -> Rule:
         return _Alternation(zero, zero if duals is None else duals.beta / problem.eta, problem.w)
 
     def step(
-        kernel: Kernel, problem: UnbalancedProblem, state: _Alternation
+        kernel: PixelKernel, problem: UnbalancedProblem, state: _Alternation
     ) -> tuple[_Alternation, Array]:
         x, _, w, eta, tau, gamma = problem
         kappa = tau / (eta + tau)
@@ -374,7 +377,9 @@ def published(floor: float) -> Rule:
         z = w + tau / gamma * jnp.exp(-beta * (eta / tau))
         return _Alternation(alpha, beta, z), jnp.full_like(eta, jnp.inf)
 
-    def finish(kernel: Kernel, problem: UnbalancedProblem, state: _Alternation) -> UnbalancedPlan:
+    def finish(
+        kernel: PixelKernel, problem: UnbalancedProblem, state: _Alternation
+    ) -> UnbalancedPlan:
         arrived = jnp.exp(state.beta + kernel(state.alpha, 0).lse)
         return UnbalancedPlan(*state, arrived, 0.0)
 
@@ -399,7 +404,9 @@ def kkt_residual(
 ) -> Float[Array, ""]:
     """How far (z, α, β) is from optimal in the stated problem, by all of its conditions:
 
-    (Σ|Π1 − x exp(−α/τ)| + Σ|Πᵀ1 − z exp(−β/τ)| + Σ|z − max(0, w + (τ/γ)(exp(−β/τ) − 1))|) / Σx.
+    Σ|Π1 − x exp(−α/τ)| + Σ|Πᵀ1 − z exp(−β/τ)| + Σ|z − max(0, w + (τ/γ)(exp(−β/τ) − 1))|,
+
+    divided by max(Σx, ΣΠ).
 
     Args:
       geometry, x, w, eta, tau, gamma: as for `unbalanced_sinkhorn`.
@@ -411,12 +418,17 @@ def kkt_residual(
     alpha, beta = (d.reshape(-1) / problem.eta for d in duals)
     # Πᵀ1 plays no part: it is computed anew.
     plan = UnbalancedPlan(alpha, beta, z.reshape(-1), jnp.zeros_like(beta), 1.0)
-    return _kkt_residual(kernel, problem, plan, kernel(beta, 1).lse)
+    return _kkt_residual(kernel, problem, plan, kernel(beta, 1).lse, jnp.zeros(()))
 
 
 def _kkt_residual(
-    kernel: Kernel, problem: UnbalancedProblem, plan: UnbalancedPlan, row_lse: Array
+    kernel: PixelKernel,
+    problem: UnbalancedProblem,
+    plan: UnbalancedPlan,
+    row_lse: Array,
+    last: Array,
 ) -> Array:
+    del last
     x, _, w, eta, tau, gamma = problem
     alpha, beta, z, _, _ = plan
     left = jnp.exp(alpha + row_lse - 1.0)
@@ -427,7 +439,7 @@ def _kkt_residual(
     balance = jnp.maximum(w + tau / gamma * (share - 1.0), 0.0)
     misfit = jnp.abs(left - _kl_row_sums(problem, alpha))
     misfit += jnp.abs(arrived - z * share) + jnp.abs(z - balance)
-    return _relative_sum(misfit, x)
+    return _relative(misfit, x, left)
 
 
 def unbalanced_sinkhorn(
@@ -445,9 +457,10 @@ def unbalanced_sinkhorn(
 ) -> UnbalancedProjection:
     """The unbalanced-transport projection of `w` towards `x`; the problem stands above this module.
 
-    The residual is, relative to Σx, how much the row sums of the plan differ from what (a) asks for
-    at the returned potentials; (b) and (c) hold exactly. For `published` it is all of
-    `kkt_residual`. A blank image has a blank plan, and z = max(w − τ/γ, 0).
+    The residual is, relative to max(Σx, ΣΠ), how much the row sums of the plan differ from what (a)
+    asks for at the returned potentials; (b) and (c) hold exactly. For `published` it is all of
+    `kkt_residual`. In float32 its floor is about 1e-7·τ/η. A blank image has a blank plan, and
+    z = max(w − τ/γ, 0).
 
     A pure function of one image: `jax.vmap` it over a batch, `jax.jit` it as you like. Gradients
     are refused with a clear error, as by `projected_sinkhorn`; the steps (`kl_alpha_step`,
@@ -478,8 +491,11 @@ def unbalanced_sinkhorn(
     check_stopping(tolerance, max_iterations)
     problem = _problem(x, w, eta, tau, gamma)
     if duals is not None:
+        for name, dual in zip(duals._fields, duals, strict=True):
+            if dual.shape != x.shape:
+                raise InputError(f"duals.{name} must have x's shape {x.shape}, got {dual.shape}")
         duals = UnbalancedDuals(*(jnp.asarray(d, problem.x.dtype).reshape(-1) for d in duals))
-    solve = _batch_last(
+    solve = batch_last(
         functools.partial(
             _solve, shape=x.shape, rule=rule, tolerance=tolerance, max_iterations=max_iterations
         )
@@ -496,7 +512,7 @@ def _problem(x: Array, w: Array, eta, tau, gamma) -> UnbalancedProblem:
     return UnbalancedProblem(x, jnp.log(x), w, eta, tau, gamma)
 
 
-def _kernel(geometry: ott_geometry.Geometry, eta: Array, shape: tuple[int, ...]) -> Kernel:
+def _kernel(geometry: ott_geometry.Geometry, eta: Array, shape: tuple[int, ...]) -> PixelKernel:
     kernel = log_domain(geometry)
     image = shape if len(shape) == 3 else (*shape, 1)
 
@@ -513,31 +529,6 @@ def _kernel(geometry: ott_geometry.Geometry, eta: Array, shape: tuple[int, ...])
     return apply
 
 
-def _batch_last(solve: Callable) -> Callable:
-    """`solve` of (geometry, problem, duals), with the axes of every vmap last."""
-
-    @custom_vmap
-    def batched(geometry, problem, duals):
-        return solve(geometry, problem, duals)
-
-    @batched.def_vmap
-    def _(size, in_batched, geometry, problem, duals):
-        if any(jax.tree.leaves(in_batched[0])):
-            raise InputError("geometry must be the same for all images of a batch")
-
-        def last(batched_: bool, leaf: Array) -> Array:
-            if batched_:
-                return jnp.moveaxis(leaf, 0, -1)
-            return jnp.broadcast_to(leaf[..., None], (*leaf.shape, size))
-
-        problem, duals = jax.tree.map(last, tuple(in_batched[1:]), (problem, duals))
-        found = batched(geometry, problem, duals)
-        first = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0), found)
-        return first, jax.tree.map(lambda _: True, first)
-
-    return batched
-
-
 def _solve(
     geometry: ott_geometry.Geometry,
     problem: UnbalancedProblem,
@@ -551,7 +542,7 @@ def _solve(
     kernel = _kernel(geometry, problem.eta, shape)
 
     def unfinished(residual: Array, iteration: Array) -> Array:
-        return (residual > tolerance) & (iteration < max_iterations)
+        return ~(residual <= tolerance) & (iteration < max_iterations)
 
     def body(carry):
         state, residual, iteration = carry
@@ -565,14 +556,14 @@ def _solve(
         return state, residual, iteration + go
 
     inf = jnp.full_like(problem.eta, jnp.inf)
-    state, _, iterations = jax.lax.while_loop(
+    state, last, iterations = jax.lax.while_loop(
         lambda carry: jnp.any(unfinished(*carry[1:])),
         body,
         (rule.start(problem, duals), inf, jnp.zeros(inf.shape, jnp.int32)),
     )
     plan = rule.finish(kernel, problem, state)
     row = kernel(plan.beta, 1)
-    residual = rule.residual(kernel, problem, plan, row.lse)
+    residual = rule.residual(kernel, problem, plan, row.lse, last)
     duals = UnbalancedDuals(plan.alpha * problem.eta, plan.beta * problem.eta)
     return UnbalancedProjection(
         plan.z, duals, *_shares(problem, plan, row), iterations, residual, residual <= tolerance
@@ -593,13 +584,13 @@ def _shares(
     total = jnp.where(total > 0, total, 1.0)
     misfit = jnp.abs(problem.x - jnp.exp(log_left)) + jnp.abs(plan.z - plan.arrived)
     cost, moved = _sum(sums * row.mean) / total, _sum(sums * leaves) / total
-    return cost, moved, _relative_sum(misfit, problem.x)
+    return cost, moved, _relative(misfit, problem.x)
 
 
-def _relative_sum(misfit: Array, x: Array) -> Array:
-    """Σ misfit / Σx, and Σ misfit itself for a blank image."""
-    mass = _sum(x)
-    return _sum(misfit) / jnp.where(mass > 0, mass, 1.0)
+def _relative(misfit: Array, *masses: Array) -> Array:
+    """Σ misfit over the largest of the masses' sums, or Σ misfit itself where all are 0."""
+    scale = functools.reduce(jnp.maximum, map(_sum, masses))
+    return _sum(misfit) / jnp.where(scale > 0, scale, 1.0)
 
 
 def _sum(a: Array) -> Array:

@@ -1,0 +1,47 @@
+"""Functions of one image that keep the axes of `jax.vmap` last."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+
+from wasserstein_adv.errors import InputError
+
+
+def batch_last(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function(shared, *args)`, such that vmap puts its axes last.
+
+    vmap puts an axis first, or where a scan wants it. A function of many pixels and few numbers per
+    image runs over contiguous memory if images are the last axis instead, three times as fast on a
+    CPU. So `function` is written for arrays with any axes after its own; under vmap it is called
+    once, with the axes of all vmaps there.
+
+    Args:
+      function: takes pytrees of arrays and returns one. `shared` is the same for all images, and
+        every array of `args` comes with all the trailing axes.
+
+    Returns:
+      The function for one image. vmap over `shared` is refused with an InputError.
+    """
+
+    @custom_vmap
+    def batched(shared, *args):
+        return function(shared, *args)
+
+    @batched.def_vmap
+    def _(size, in_batched, shared, *args):
+        if any(jax.tree.leaves(in_batched[0])):
+            raise InputError("geometry must be the same for all images of a batch")
+
+        def last(is_batched: bool, leaf: jax.Array) -> jax.Array:
+            if is_batched:
+                return jnp.moveaxis(leaf, 0, -1)
+            return jnp.broadcast_to(leaf[..., None], (*leaf.shape, size))
+
+        found = batched(shared, *jax.tree.map(last, tuple(in_batched[1:]), args))
+        first = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0), found)
+        return first, jax.tree.map(lambda _: True, first)
+
+    return batched
