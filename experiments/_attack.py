@@ -47,7 +47,7 @@ class AttackOptions:
 
     attack: Literal["projected-sinkhorn", "unbalanced"] = "projected-sinkhorn"
     """projected-sinkhorn (Wong et al. 2019): a Wasserstein ball that grows until the classifier
-    errs. unbalanced (Sinkhorn Adversarial Attack): steps drawn back by unbalanced transport."""
+    errs. unbalanced (Subramanyam): steps drawn back by unbalanced transport."""
 
     preset: str = "paper"
     """Settings to start from: paper; script (projected-sinkhorn: those of the published script);

@@ -24,7 +24,7 @@ class AttackFashionMnistConfig(AttackOptions):
 
     attack: Literal["projected-sinkhorn", "unbalanced"] = "unbalanced"
     """projected-sinkhorn (Wong et al. 2019): a Wasserstein ball that grows until the classifier
-    errs. unbalanced (Sinkhorn Adversarial Attack): steps drawn back by unbalanced transport."""
+    errs. unbalanced (Subramanyam): steps drawn back by unbalanced transport."""
 
 
 def main(config: AttackFashionMnistConfig) -> None:

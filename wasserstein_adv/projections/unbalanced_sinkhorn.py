@@ -1,6 +1,6 @@
 """The image nearest to a stepped one at a small unbalanced transport cost from the clean one.
 
-Nimmagadda, Chilukamari and others' *Sinkhorn Adversarial Attack and Defense*, section III. With the
+A. V. Subramanyam, *Sinkhorn Adversarial Attack and Defense*, section III. With the
 generalised divergence KL(a|b) = Σ a ln(a/b) − a + b the problem is
 
     min over Π ≥ 0, z ≥ 0 of  ⟨Π, C⟩ + η⟨Π, ln Π⟩ + τ KL(Π1|x) + τ KL(Πᵀ1|z) + γ/2 ‖z − w‖²,
