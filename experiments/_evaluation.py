@@ -182,8 +182,9 @@ def run_attack(
             nonlocal saved, latest
             latest = progress
             taken = np.where(progress.settled, steps, np.minimum(progress.state.step, steps))
-            left = 1.0 - progress.state.kept.success.mean()
-            measured = f"{progress.settled.sum()} of {len(x)} settled, accuracy now {left:.1%}"
+            share = progress.state.kept.success.mean()
+            now = f"accuracy now {1 - share:.1%}" if labels is None else f"{share:.1%} on target"
+            measured = f"{progress.settled.sum()} of {len(x)} settled, {now}"
             done = steps * len(x) * int(progress.restart) + taken.sum()
             bar.update(task, completed=int(done), measured=measured)
             if time.perf_counter() - saved > _CHECKPOINT_SECONDS:

@@ -213,6 +213,23 @@ def plot_examples(
     save_figure(figure, path)
 
 
+def draw_image(
+    axes: "Axes", image: Float[np.ndarray, "h w c"], frame: str | None = None, width: float = 1.8
+) -> None:
+    """Draw an image, grey or colour, without ticks; in a frame of a colour, else in a faint one.
+
+    Args:
+        axes: Where.
+        image: In [0, 1].
+        frame: The frame's colour; None for the faint one.
+        width: The frame's width in points.
+    """
+    axes.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set(color=frame or "0.8", linewidth=width if frame else 0.6)
+
+
 def new_figure(width: float, height: float) -> "Figure":
     """Return an empty figure of so many inches, outside pyplot and so without a window."""
     from matplotlib.figure import Figure  # here, because it takes a second to import

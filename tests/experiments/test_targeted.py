@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from experiments import targeted as command_module
 from experiments._cli import run_command
@@ -60,7 +61,7 @@ def command(weights, tmp_path, monkeypatch):
 
     def run(*arguments, out="run"):
         basic = ["--data", "mnist-5k", "--num-images", str(_COUNT), "--per-class", "1"]
-        steps = ["--steps", "7", "--step-size", "0.05"]
+        steps = ["--steps", "7", "--step-size", "0.004"]
         weighted = [] if "--checkpoint" in arguments else ["--checkpoint", str(weights)]
         argv = [*basic, *steps, *weighted, "--out", out, *arguments]
         return run_command(command_module.main, command_module.TargetedConfig, argv)
@@ -240,8 +241,6 @@ def some_results():
 
 
 def test_the_table_fits_a_terminal():
-    from rich.console import Console
-
     part = {
         "images": 1000, "pairs": 9000, "success_rate": 1.0, "interval": [0.8388, 1.0],
         "distance": 0.1234, "steps": 100.0, "moved": 1.0, "unmatched": 1.5, "residual": 0.0005,
