@@ -228,10 +228,11 @@ def _plot(path: Path, results: Mapping[str, Any]) -> None:
         left = [100 * part["accuracy"] for part in parts]
         axes.plot(at, left, "o-", color=COLOURS[number], ms=4, lw=1.4, label=name)
         for part, w, accuracy in zip(parts, at, left, strict=True):
-            axes.annotate(
-                f"{part['step_size']:g}", (w, accuracy), xytext=(4, 4), fontsize=7,
-                textcoords="offset points", color=COLOURS[number],
-            )  # fmt: skip
+            if accuracy >= 1.0:  # below, the labels of all attacks lie on one line
+                axes.annotate(
+                    f"{part['step_size']:g}", (w, accuracy), xytext=(5, 5), fontsize=7,
+                    textcoords="offset points", color=COLOURS[number],
+                )  # fmt: skip
     axes.set(xlabel="exact Wasserstein distance W, mean", ylabel="accuracy left (%)")
     axes.set(ylim=(-3, 105), xlim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)
