@@ -16,7 +16,14 @@ from rich.table import Table
 
 from experiments._attacks import FAMILIES
 from experiments._cli import run_command, use_all_cores
-from experiments._evaluation import check_seed, digest, open_subject, provenance, with_model
+from experiments._evaluation import (
+    check_seed,
+    digest,
+    open_subject,
+    predictions,
+    provenance,
+    with_model,
+)
 from experiments._grid import Cell, row, run_cells
 from experiments._report import new_figure, save_figure, write_text
 from experiments._runs import claim, default_folder, finish, stored_results
@@ -117,6 +124,7 @@ def main(config: TransportOnsetConfig) -> None:
     results = {
         **provenance(subject, "transport_onset", config.seed),
         "settings": settings,
+        "nominal_accuracy": float((predictions(subject.weights, subject.x) == subject.y).mean()),
         "rows": [{"tau": t, "scale": s, **row(found[_name(t, s)])} for t, s in keys],
     }
     _plot(folder.path / "onset.png", results)

@@ -16,7 +16,14 @@ from rich.table import Table
 
 from experiments._attacks import FAMILIES
 from experiments._cli import run_command, use_all_cores
-from experiments._evaluation import check_seed, digest, open_subject, provenance, with_model
+from experiments._evaluation import (
+    check_seed,
+    digest,
+    open_subject,
+    predictions,
+    provenance,
+    with_model,
+)
 from experiments._grid import Cell, row, run_cells
 from experiments._report import COLOURS, new_figure, save_figure, write_text
 from experiments._runs import claim, default_folder, finish, stored_results
@@ -117,6 +124,7 @@ def main(config: UnbalancedTableConfig) -> None:
     results = {
         **provenance(subject, "unbalanced_table", config.seed),
         "settings": settings,
+        "nominal_accuracy": float((predictions(subject.weights, subject.x) == subject.y).mean()),
         "rows": [
             {"attack": name, "step_size": size, **row(found[f"{name} {size}"])}
             for name, size in keys
@@ -189,7 +197,8 @@ def results_table(results: Mapping[str, Any]) -> Table:
     dataset = results["dataset"]
     # As narrow as it goes: it has to fit into 80 columns.
     table = Table(
-        title=f"{dataset['name']} test, {dataset['num_images']:,} images",
+        title=f"{dataset['name']} test, {dataset['num_images']:,} images, "
+        f"{100 * results['nominal_accuracy']:.1f} % nominal",
         caption="remade: mass deleted and created; W: exact distance, masses normalised",
         box=SIMPLE_HEAD,
         collapse_padding=True,
