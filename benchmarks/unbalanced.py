@@ -21,6 +21,7 @@ from ott.geometry import grid as ott_grid
 from rich.console import Console
 from rich.table import Table
 
+from experiments._attacks import check_count
 from experiments._cli import run_command
 from experiments._report import run_environment, write_json_atomic
 from wasserstein_adv.data import load, resolve
@@ -93,10 +94,11 @@ def main(config: UnbalancedBenchmarkConfig) -> None:
         InputError: an option is out of range, or `out` exists.
     """
     for option in ("batch", "iterations", "repeats"):
-        if getattr(config, option) < 1:
-            raise InputError(f"--{option} must be 1 or more, got {getattr(config, option)}")
+        check_count(option, getattr(config, option))
     if config.out is not None and config.out.exists():
         raise InputError(f"--out {config.out}: is there already, and nothing is overwritten")
+    if config.out is not None and not config.out.parent.is_dir():
+        raise InputError(f"--out {config.out}: there is no folder to write it in")
     name = resolve(config.data, config.data_dir)
     x = load(name, "test", config.data_dir).images[: config.batch]
     rng = np.random.default_rng(0)

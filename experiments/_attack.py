@@ -8,7 +8,14 @@ from typing import Any, Literal
 import numpy as np
 from rich.console import Console
 
-from experiments._attacks import FAMILIES, KEEPS, OBJECTIVES, settings_of
+from experiments._attacks import (
+    FAMILIES,
+    KEEPS,
+    OBJECTIVES,
+    check_count,
+    check_each,
+    settings_of,
+)
 from experiments._cli import use_all_cores
 from experiments._evaluation import (
     Subject,
@@ -65,8 +72,9 @@ class AttackOptions:
     p: float | None = None
     """Exponent of the ground cost."""
 
-    radii: tuple[float, ...] = (0.3, 0.5, 0.7, 1.0)
-    """projected-sinkhorn: radii at which to report the accuracy that is left."""
+    radii: tuple[float, ...] | None = None
+    """projected-sinkhorn: radii at which to report the accuracy that is left. By default 0.3, 0.5,
+    0.7 and 1.0."""
 
     start_radius: float | None = None
     """projected-sinkhorn: radius of the first step."""
@@ -120,7 +128,7 @@ class AttackOptions:
     """Start from a random point."""
 
     restarts: int = 1
-    """Random starts per image."""
+    """Random starts per image; more than one needs --random-start."""
 
     batch_size: int = 128
     """Images in one call, over all devices. It changes the time, not the answer."""
@@ -166,7 +174,7 @@ def attack(config: AttackOptions, command: str) -> None:
         "weights": digest(subject.weights),
         "attack": config.attack,
         **{option: getattr(config, option) for option in _SHARED},
-        **({"radii": config.radii} if is_ball else {}),
+        **({"radii": _radii(config)} if is_ball else {}),
         "keep": keep,
         **protocol._asdict(),
     }
@@ -221,17 +229,17 @@ def attack(config: AttackOptions, command: str) -> None:
 def _check(config: AttackOptions) -> None:
     """Refuse what no attack's settings hold."""
     for option in ("restarts", "batch_size"):
-        if getattr(config, option) < 1:
-            name = option.replace("_", "-")
-            raise InputError(f"--{name} must be 1 or more, got {getattr(config, option)}")
-    if not config.radii:
-        raise InputError("--radii must name at least one radius")
-    for radius in config.radii:
-        if not (np.isfinite(radius) and radius > 0):
-            raise InputError(f"--radii must be positive and finite, got {radius}")
+        check_count(option, getattr(config, option))
+    if config.radii is not None and config.attack != "projected-sinkhorn":
+        raise InputError(f"--radii is not an option of --attack {config.attack}")
+    check_each("radii", _radii(config))
     if config.restarts > 1 and not config.random_start:
         raise InputError("--restarts above 1 needs --random-start")
     check_seed(config.seed)
+
+
+def _radii(config: AttackOptions) -> tuple[float, ...]:
+    return (0.3, 0.5, 0.7, 1.0) if config.radii is None else config.radii
 
 
 def _share(name: str, hits: np.ndarray) -> dict[str, Any]:
@@ -254,6 +262,7 @@ def _report_ball(
 ) -> dict[str, Any]:
     """Accuracy against the radius, and the exact distances as fractions of it."""
     x = subject.x
+    radii = _radii(config)
     cost = FAMILIES[config.attack].cost(protocol, x.shape[1:3])
     # Three solves an image: inside the window before and after the clamp, and to anywhere.
     found = measure_distances(
@@ -272,17 +281,15 @@ def _report_ball(
         label=subject.y, prediction=answers, plan_cost=result.distance,
         converged=result.evidence.converged, **distances,
     )  # fmt: skip
-    curve = accuracy_at(result.radius, np.asarray(config.radii))
+    curve = accuracy_at(result.radius, np.asarray(radii))
     marks = {
         r: (a, low, high)
-        for r, a, low, high in zip(config.radii, curve.accuracy, curve.low, curve.high, strict=True)
+        for r, a, low, high in zip(radii, curve.accuracy, curve.low, curve.high, strict=True)
     }
     last = protocol.start * protocol.factor ** ((protocol.steps - 1) // protocol.every)
     window = f"{protocol.window}×{protocol.window}"
     title = f"{subject.data}: {len(x):,} images, projected Sinkhorn, {window}"
-    plot_curve(
-        path / "curve.png", {"attack": result.radius}, max(last, *config.radii), marks, title
-    )
+    plot_curve(path / "curve.png", {"attack": result.radius}, max(last, *radii), marks, title)
     shown = _shown(result)
     plot_examples(
         path / "examples.png", x[shown], result.image[shown], result.radius[shown],
@@ -290,7 +297,7 @@ def _report_ball(
     )  # fmt: skip
 
     def keyed(values: np.ndarray) -> dict[str, Any]:
-        return {str(r): v for r, v in zip(config.radii, values, strict=True)}
+        return {str(r): v for r, v in zip(radii, values, strict=True)}
 
     return {
         "adversarial_accuracy": keyed(curve.accuracy.tolist()),

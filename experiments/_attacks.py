@@ -1,8 +1,9 @@
 """The attacks by the names that the commands take, with their papers' settings."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from wasserstein_adv.attacks import (
     FirstOrderAttack,
@@ -44,7 +45,8 @@ class Family(NamedTuple):
     counts: tuple[str, ...]
     """Settings that must be 1 or more."""
     cost: Callable[[Any, tuple[int, int]], Cost]
-    """(settings, grid_size) ↦ the cost of a displacement in pixels, by which it is measured."""
+    """(settings, grid_size) ↦ the cost of a displacement in pixels, by which it is measured: in
+    pixels for balls, in the unit square, whatever the scale, for unbalanced."""
 
 
 def _in_unit_square(settings: Any, grid_size: tuple[int, int]) -> Cost:
@@ -103,10 +105,37 @@ def settings_of(attack: str, preset: str, options: Mapping[str, Any]) -> Any:
     settings = settings._replace(**{fields[option]: value for option, value in given.items()})
     for option, field in fields.items():
         value = getattr(settings, field)
-        if field in family.positive and not (math.isfinite(value) and value > 0):
-            raise InputError(f"{flag(option)} must be positive and finite, got {value}")
-        if field in family.counts and value < 1:
-            raise InputError(f"{flag(option)} must be 1 or more, got {value}")
+        if field in family.positive:
+            check_positive(option, value)
+        if field in family.counts:
+            check_count(option, value)
         if field == "window" and (value < 1 or value % 2 == 0):
             raise InputError(f"{flag(option)} must be odd and positive, got {value}")
+    if "floor" in given and settings.variant != "published":
+        raise InputError("--floor is for --variant published")
     return settings
+
+
+def check_positive(option: str, value: float) -> None:
+    """Raise InputError unless a number is positive and finite in the float32 that computes."""
+    single = np.float32(value)
+    if not np.finfo(np.float32).tiny <= single < np.inf:
+        raise InputError(f"{flag(option)} must be positive and finite, got {value}")
+
+
+def check_each(option: str, values: Sequence[float]) -> None:
+    """Raise InputError unless there are numbers, positive, finite, and different as shown."""
+    if not values:
+        raise InputError(f"{flag(option)} must name at least one")
+    for value in values:
+        check_positive(option, value)
+    if len({f"{value:g}" for value in values}) < len(values):
+        raise InputError(f"{flag(option)} must all be different")
+
+
+def check_count(option: str, value: int) -> None:
+    """Raise InputError unless a number of things is 1 or more, and fits 32 bits."""
+    if value < 1:
+        raise InputError(f"{flag(option)} must be 1 or more, got {value}")
+    if value >= 2**31:
+        raise InputError(f"{flag(option)} must be below 2^31, got {value}")

@@ -85,7 +85,7 @@ def _run(
     ratio = np.divide(after, before, out=np.full_like(before, np.nan), where=before > 0)
     measures = {"distance": distance.total, "mass_change": ratio - 1.0}
     if isinstance(result.evidence, UnbalancedEvidence):
-        measures |= transport_measures(result, distance.total, ratio)
+        measures = transport_measures(result, distance.total, ratio)
         measures["residual"] = result.evidence.residual
     return {
         "success": result.success,

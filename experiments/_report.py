@@ -320,7 +320,7 @@ _TRANSPORT = {
     "unmatched": "mass deleted and created",
     "mass_change": "mass change",
     "distance": "exact distance, masses normalised",
-    "plan_cost": "cost of the plan",
+    "plan_cost": "cost of the plan, in its own unit",
 }
 
 

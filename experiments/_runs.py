@@ -43,6 +43,8 @@ def claim(path: Path, settings: dict[str, Any]) -> RunFolder:
             if not path.is_dir() or not stored.is_file():
                 raise InputError(f"--out {path}: is not empty and holds no run, choose another")
             begun = json.loads(stored.read_text("utf-8"))
+            if not isinstance(begun, dict):
+                raise InputError(f"--out {path}: is not empty and holds no run, choose another")
             if begun != settings:
                 keys = [k for k in {**begun, **settings} if begun.get(k) != settings.get(k)]
                 raise InputError(
@@ -52,7 +54,9 @@ def claim(path: Path, settings: dict[str, Any]) -> RunFolder:
         else:
             path.mkdir(parents=True, exist_ok=True)
             write_json_atomic(path / _SETTINGS, settings)
-    except (OSError, json.JSONDecodeError) as error:
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # damaged text or JSON is a ValueError
         raise InputError(f"--out {path}: cannot be used ({error})") from error
     return RunFolder(path, (path / _RESULTS).is_file())
 
@@ -75,7 +79,7 @@ def stored_results(folder: RunFolder) -> dict[str, Any]:
     path = folder.path / _RESULTS
     try:
         return json.loads(path.read_text("utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
 
 

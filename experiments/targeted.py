@@ -199,7 +199,7 @@ def _attack(
         title=f"{len(pairs.index):,} pairs", labels=pairs.target,
     )  # fmt: skip
     started = time.perf_counter()
-    cost = FAMILIES["unbalanced"].cost(protocol._replace(scale=1.0), grid_size)
+    cost = FAMILIES["unbalanced"].cost(protocol, grid_size)
     distance = measure_distances(repeated.x, {"distance": (result.image, cost, None)})["distance"]
     arrays = {
         **pairs._asdict(),

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from experiments._attacks import FAMILIES
+from experiments._attacks import FAMILIES, check_count, check_each, check_positive
 from experiments._cli import run_command, use_all_cores
 from experiments._evaluation import (
     check_seed,
@@ -29,7 +28,6 @@ from experiments._report import COLOURS, new_figure, save_figure, write_text
 from experiments._runs import claim, default_folder, finish, stored_results
 from wasserstein_adv.attacks import constant, first_order, last, linf_ball, pgd, sign, unbalanced
 from wasserstein_adv.attacks.unbalanced import PAPER, TRANSPORT, UnbalancedProtocol
-from wasserstein_adv.errors import InputError
 
 _ROWS = ("no projection", "published", "exact", "exact, transport")
 _SHOWN = 8
@@ -102,6 +100,7 @@ def main(config: UnbalancedTableConfig) -> None:
         "floor": config.floor,
         "distance_images": min(config.distance_images, config.num_images),
         "seed": config.seed,
+        "paper": PAPER._asdict(),
         "transport": TRANSPORT._asdict(),
     }
     folder = claim(config.out or default_folder("unbalanced-table", settings), settings)
@@ -139,16 +138,9 @@ def main(config: UnbalancedTableConfig) -> None:
 
 def _check(config: UnbalancedTableConfig) -> None:
     for option in ("distance_images", "batch_size"):
-        if getattr(config, option) < 1:
-            name = option.replace("_", "-")
-            raise InputError(f"--{name} must be 1 or more, got {getattr(config, option)}")
-    if not config.step_sizes:
-        raise InputError("--step-sizes must name at least one")
-    for size in config.step_sizes:
-        if not 0 < size < np.inf:
-            raise InputError(f"--step-sizes must be positive and finite, got {size}")
-    if not 0 < config.floor < np.inf:
-        raise InputError(f"--floor must be positive and finite, got {config.floor}")
+        check_count(option, getattr(config, option))
+    check_each("step_sizes", config.step_sizes)
+    check_positive("floor", config.floor)
     check_seed(config.seed)
 
 

@@ -16,6 +16,7 @@ from wasserstein_adv.attacks import (
     growing,
     highest_objective,
     l2_unit,
+    last,
     linear,
     margin,
     sign,
@@ -125,3 +126,14 @@ def test_closest_compares_distances_of_successes():
     assert not better(keep, {**MISS, "distance": 0.0}, HIT)
     assert not bool(keep.settled(candidate(success=True)))
     assert bool(keep.settled(candidate(success=True, budget=0.0)))
+
+
+def test_last_takes_every_step_and_across_restarts_the_better():
+    keep = last()
+    assert better(keep, MISS, HIT)
+    assert not bool(keep.settled(candidate(success=True)))
+    across = keep._replace(better=keep.across)
+    assert better(across, HIT, {**MISS, "objective": 9.0})
+    assert not better(across, {**MISS, "objective": 9.0}, HIT)
+    assert better(across, {**MISS, "objective": 1.0}, MISS)
+    assert not better(across, HIT, HIT)

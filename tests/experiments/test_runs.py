@@ -114,3 +114,10 @@ def test_arrays_are_written_whole(tmp_path):
     save_arrays(tmp_path / "radii.npz", radius=np.arange(4))
     np.testing.assert_array_equal(np.load(tmp_path / "radii.npz")["radius"], np.arange(4))
     assert [p.name for p in tmp_path.iterdir()] == ["radii.npz"]
+
+
+@pytest.mark.parametrize("content", [b"[]", b"\xff\xfe", b"{"])
+def test_claim_refuses_damaged_settings(folder, content):
+    (folder.path / "settings.json").write_bytes(content)
+    with pytest.raises(InputError, match="--out"):
+        claim(folder.path, SETTINGS)

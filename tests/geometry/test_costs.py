@@ -119,3 +119,9 @@ def test_local_grid_leaves_the_callers_window_alone():
     geometry = LocalGrid((4, 4), mine)
     mine[0, 0] = 7.0  # still mine to write to
     assert geometry.window[0, 0] == pytest.approx(np.sqrt(2))
+
+
+def test_minkowski_of_a_large_exponent_is_the_larger_part():
+    assert minkowski(300)(1 / 27, 0.0) == pytest.approx(1 / 27)
+    assert minkowski(300)(2 / 27, -1 / 27) == pytest.approx(2 / 27)
+    assert minkowski(300)(0.0, 0.0) == 0.0

@@ -571,3 +571,38 @@ def test_wrong_arguments_are_refused(x, w, kwargs, message):
 def test_a_floor_must_be_positive(floor):
     with pytest.raises(InputError, match="floor"):
         published(floor)
+
+
+def test_a_branch_of_a_batch_may_close_over_the_geometry():
+    """vmap makes a batch of all that a branch closes over, the geometry too."""
+    geometry = separable_grid((4, 4), 1.0, 1 / 3)
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.uniform(size=(4, 4)))
+    w = x + jnp.asarray(rng.normal(size=(2, 4, 4))) * 0.1
+
+    def solve(w):
+        return unbalanced_sinkhorn(geometry, x, w, 0.05, 0.1, 0.5).point
+
+    chosen = jax.vmap(lambda p, w: jax.lax.cond(p, solve, lambda w: w, w))(
+        jnp.array([True, False]), w
+    )
+    np.testing.assert_allclose(chosen[0], solve(w[0]), atol=1e-5)
+    np.testing.assert_array_equal(chosen[1], w[1])
+
+
+@pytest.mark.parametrize("where", ["x", "w"])
+def test_not_a_number_is_not_hidden(where):
+    images = {"x": jnp.ones((4, 4)), "w": jnp.ones((4, 4))}
+    images[where] = images[where].at[1, 1].set(jnp.nan)
+    geometry = separable_grid((4, 4), 1.0, 1 / 3)
+    found = unbalanced_sinkhorn(geometry, **images, max_iterations=3)
+    assert not found.converged
+    assert jnp.isnan(found.point[1, 1])
+
+
+@pytest.mark.parametrize("name", ["eta", "tau", "gamma"])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_prices_out_of_range_are_refused(name, value):
+    x = jnp.ones((4, 4))
+    with pytest.raises(InputError, match=name):
+        unbalanced_sinkhorn(separable_grid((4, 4)), x, x, **{name: value})

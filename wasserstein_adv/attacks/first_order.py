@@ -141,8 +141,8 @@ def first_order(
       InputError: `steps` or `restarts` below 1, or restarts without a random start.
     """
     keep = first_success() if keep is None else keep
-    if steps < 1:
-        raise InputError(f"steps must be 1 or more, got {steps}")
+    if not 1 <= steps < 2**31:
+        raise InputError(f"steps must be 1 or more, below 2^31, got {steps}")
     if restarts < 1:
         raise InputError(f"restarts must be 1 or more, got {restarts}")
     if restarts > 1 and not random_start:
@@ -204,7 +204,8 @@ def first_order(
         return _select(unsettled(state), moved, state)
 
     def merge(newer: AttackState, older: AttackState) -> AttackState:
-        kept = _select(keep.better(newer.kept, older.kept), newer.kept, older.kept)
+        better = keep.across or keep.better
+        kept = _select(better(newer.kept, older.kept), newer.kept, older.kept)
         return newer._replace(kept=kept)
 
     def result(state: AttackState) -> AttackResult:

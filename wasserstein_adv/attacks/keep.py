@@ -30,6 +30,8 @@ class Keep(NamedTuple):
     """(new, kept) ↦ whether the new one replaces the kept one."""
     settled: Callable[[Candidate], Array]
     """kept ↦ whether the image needs no further step."""
+    across: Callable[[Candidate, Candidate], Array] | None = None
+    """As `better`, between the answers of two restarts; None for `better` itself."""
 
 
 def first_success() -> Keep:
@@ -45,10 +47,19 @@ def first_success() -> Keep:
 
 
 def last() -> Keep:
-    """The last iterate, whatever it does: attacks that give every image all their steps."""
+    """The last iterate, whatever it does: attacks that give every image all their steps.
+
+    Across restarts a success, and of two alike the one with the higher objective.
+    """
+
+    def across(new: Candidate, kept: Candidate) -> Array:
+        higher = (new.success == kept.success) & (new.objective > kept.objective)
+        return (new.success & ~kept.success) | higher
+
     return Keep(
         lambda new, kept: jnp.ones_like(kept.success),
         lambda kept: jnp.zeros_like(kept.success),
+        across,
     )
 
 

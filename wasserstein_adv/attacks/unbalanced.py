@@ -1,5 +1,6 @@
 """The unbalanced-transport attack: gradient steps, each drawn back by `unbalanced_sinkhorn`."""
 
+import math
 from typing import Literal, NamedTuple
 
 import jax
@@ -48,6 +49,7 @@ def unbalanced_neighbourhood(
     rule: Rule = exact,
     tolerance: float = 1e-3,
     max_iterations: int = 10,
+    noise: float = 0.02,
 ) -> FeasibleSet:
     """Where unbalanced transport draws a step back to; then in [0, 1].
 
@@ -59,6 +61,8 @@ def unbalanced_neighbourhood(
     Args:
       geometry: where mass may move, and at what cost.
       eta, tau, gamma, rule, tolerance, max_iterations: as for `unbalanced_sinkhorn`.
+      noise: a random start is drawn back from uniform noise of this amplitude: there is no ball
+        that it could be uniform on.
 
     Raises:
       InputError: η, τ or γ is not positive.
@@ -84,9 +88,9 @@ def unbalanced_neighbourhood(
         return jnp.clip(found.point, 0.0, 1.0), evidence
 
     def random(key, x, radius):
-        noise = jax.random.uniform(key, x.shape, x.dtype, -1.0, 1.0)
         u, memory = init(x)
-        return project(x, u, x + noise, radius, memory)
+        away = jax.random.uniform(key, x.shape, x.dtype, -noise, noise)
+        return project(x, u, x + away, radius, memory)
 
     return FeasibleSet(init, random, lambda x, u: u, project, lambda x, u, memory: memory.cost)
 
@@ -146,8 +150,8 @@ def unbalanced(
     if protocol.norm not in methods:
         raise InputError(f"norm must be linf or l2, got {protocol.norm!r}")
     for name in ("step_size", "p", "scale", "radius", "floor"):
-        if not getattr(protocol, name) > 0:
-            raise InputError(f"{name} must be positive, got {getattr(protocol, name)}")
+        if not 0 < getattr(protocol, name) < float("inf"):
+            raise InputError(f"{name} must be positive and finite, got {getattr(protocol, name)}")
     if protocol.iterations < 1:
         raise InputError(f"iterations must be 1 or more, got {protocol.iterations}")
     row, col = unit_square(*grid_size)
@@ -156,9 +160,12 @@ def unbalanced(
         geometry = separable_grid(grid_size, 1.0, unit)
     else:
         geometry = dense_grid(grid_size, minkowski(protocol.p), unit=unit)
+    # Random starts are about a step away: of every pixel, or of the image.
+    spread = 1.0 if protocol.norm == "linf" else math.prod(grid_size) ** -0.5
     neighbourhood = unbalanced_neighbourhood(
         geometry, protocol.eta, protocol.tau, protocol.gamma,
         rule=rules[protocol.variant](), max_iterations=protocol.iterations,
+        noise=protocol.step_size * spread,
     )  # fmt: skip
     return first_order(
         neighbourhood,

@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
-from wasserstein_adv.errors import InputError
-
 
 def batch_last(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function(shared, *args)`, such that vmap puts its axes last.
@@ -23,7 +21,8 @@ def batch_last(function: Callable[..., Any]) -> Callable[..., Any]:
         every array of `args` comes with all the trailing axes.
 
     Returns:
-      The function for one image. vmap over `shared` is refused with an InputError.
+      The function for one image. Where vmap batches `shared` too, as it does to all that a branch
+      closes over if the choice of branch is batched, the function is mapped as vmap would.
     """
 
     @custom_vmap
@@ -33,7 +32,7 @@ def batch_last(function: Callable[..., Any]) -> Callable[..., Any]:
     @batched.def_vmap
     def _(size, in_batched, shared, *args):
         if any(jax.tree.leaves(in_batched[0])):
-            raise InputError("geometry must be the same for all images of a batch")
+            return _batch_first(function, in_batched, (shared, *args))
 
         def last(is_batched: bool, leaf: jax.Array) -> jax.Array:
             if is_batched:
@@ -45,3 +44,15 @@ def batch_last(function: Callable[..., Any]) -> Callable[..., Any]:
         return first, jax.tree.map(lambda _: True, first)
 
     return batched
+
+
+def _batch_first(function: Callable, in_batched: Any, args: tuple) -> tuple[Any, Any]:
+    """`function` under an ordinary vmap: what the rule of `batch_last` returns."""
+    leaves, structure = jax.tree.flatten(args)
+    axes = [0 if is_batched else None for is_batched in jax.tree.leaves(in_batched)]
+
+    def of_leaves(*leaves: jax.Array) -> Any:
+        return function(*jax.tree.unflatten(structure, leaves))
+
+    found = jax.vmap(of_leaves, in_axes=axes)(*leaves)
+    return found, jax.tree.map(lambda _: True, found)

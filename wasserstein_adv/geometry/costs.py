@@ -49,7 +49,15 @@ def minkowski(p: float = 1.0) -> Cost:
       InputError: `p` is not a positive finite number.
     """
     p = _check_exponent(p)
-    return lambda drow, dcol: (abs(drow) ** p + abs(dcol) ** p) ** (1 / p)
+
+    def cost(drow: Any, dcol: Any) -> Any:
+        # In shares of the sum, so that no power underflows to a cost of 0.
+        row, col = abs(drow), abs(dcol)
+        total = row + col
+        unit = total + (total == 0)
+        return total * ((row / unit) ** p + (col / unit) ** p) ** (1 / p)
+
+    return cost
 
 
 def separable_power(p: float = 1.0) -> Cost:

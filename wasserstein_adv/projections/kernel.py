@@ -60,17 +60,16 @@ def check_shapes(geometry: ott_geometry.Geometry, x: Array, w: Array) -> None:
     if tuple(geometry.shape) != (pixels, pixels) or (
         hasattr(geometry, "grid_size") and tuple(geometry.grid_size) != x.shape[:2]
     ):
-        raise InputError(
-            f"geometry has shape {geometry.shape}, x has {x.shape[0]}×{x.shape[1]} pixels"
-        )
+        over = "×".join(str(int(n)) for n in getattr(geometry, "grid_size", geometry.shape[:1]))
+        raise InputError(f"geometry has shape {over} pixels, x has {x.shape[0]}×{x.shape[1]}")
 
 
 def check_stopping(tolerance: float, max_iterations: int) -> None:
     """Raise InputError unless the tolerance is positive and there is an iteration."""
     if not tolerance > 0:
         raise InputError(f"tolerance must be positive, got {tolerance}")
-    if max_iterations < 1:
-        raise InputError(f"max_iterations must be 1 or more, got {max_iterations}")
+    if not 1 <= max_iterations < 2**31:
+        raise InputError(f"max_iterations must be 1 or more, below 2^31, got {max_iterations}")
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))

@@ -46,9 +46,9 @@ class UnbalancedDuals(NamedTuple):
     """Potentials of the plan, in units of cost."""
 
     alpha: Float[Array, "h w *c"]
-    """Potential of the clean image; −∞ where it has no mass."""
+    """Potential of the clean image; by `exact`, −∞ where it has no mass."""
     beta: Float[Array, "h w *c"]
-    """Potential of the projected image; 0 where no mass can arrive."""
+    """Potential of the projected image; by `exact`, 0 where no mass can arrive."""
 
 
 class UnbalancedProjection(NamedTuple):
@@ -168,14 +168,14 @@ def kl_beta_step(
     Returns:
       (β/η, z).
     """
-    reach = log_q > -jnp.inf
+    reach = ~(log_q == -jnp.inf)  # so that NaN stays NaN
     s, r = eta / (eta + tau), tau / gamma
     excess = w / r - 1.0  # W − 1
     level = jnp.where(reach, log_q, 0.0) - jnp.log(r)
     low = excess < 0.0
     # The constant term, and where it is the whole of the sum: exactly W = 1.
     constant = jnp.abs(excess)
-    constant = jnp.where(constant > 0.0, constant, 1.0)
+    constant = jnp.where(constant == 0.0, 1.0, constant)
     bare = excess == 0.0
     log_constant = jnp.log(constant)
 
@@ -223,7 +223,7 @@ def _kl_start(problem: UnbalancedProblem) -> Array:
     """
     _, log_x, w, eta, tau, gamma = problem
     kappa = tau / (eta + tau)
-    has_mass = log_x > -jnp.inf
+    has_mass = ~(log_x == -jnp.inf)
     log_mass = jnp.where(has_mass, log_x, 0.0)
     scaled, _ = kl_beta_step(w, kappa * log_mass - (1.0 - kappa), eta + tau, tau, gamma)
     beta = scaled * ((eta + tau) / eta)
@@ -232,7 +232,7 @@ def _kl_start(problem: UnbalancedProblem) -> Array:
 
 def _kl_row_sums(problem: UnbalancedProblem, alpha: Array) -> Array:
     _, log_x, _, eta, tau, _ = problem
-    has_mass = log_x > -jnp.inf
+    has_mass = ~(log_x == -jnp.inf)
     finite = jnp.where(has_mass, log_x - jnp.where(has_mass, alpha, 0.0) * (eta / tau), -jnp.inf)
     return jnp.exp(finite)
 
@@ -430,9 +430,9 @@ def _kkt_residual(
 ) -> Array:
     del last
     x, _, w, eta, tau, gamma = problem
-    alpha, beta, z, _, _ = plan
-    left = jnp.exp(alpha + row_lse - 1.0)
-    log_q = kernel(alpha - 1.0, 0).lse
+    alpha, beta, z, _, shift = plan
+    left = jnp.exp(alpha + row_lse - shift)
+    log_q = kernel(alpha - shift, 0).lse
     arrived = jnp.exp(beta + log_q)
     # exp(−β/τ) is the share of z that arrives: none where no mass can.
     share = jnp.where(log_q > -jnp.inf, jnp.exp(-beta * (eta / tau)), 0.0)
@@ -459,8 +459,8 @@ def unbalanced_sinkhorn(
 
     The residual is, relative to max(Σx, ΣΠ), how much the row sums of the plan differ from what (a)
     asks for at the returned potentials; (b) and (c) hold exactly. For `published` it is all of
-    `kkt_residual`. In float32 its floor is about 1e-7·τ/η. A blank image has a blank plan, and
-    z = max(w − τ/γ, 0).
+    `kkt_residual`, of its own plan. In float32 the floor is about 1e-7·τ/η. By `exact`, a blank
+    image has a blank plan, and z = max(w − τ/γ, 0).
 
     A pure function of one image: `jax.vmap` it over a batch, `jax.jit` it as you like. Gradients
     are refused with a clear error, as by `projected_sinkhorn`; the steps (`kl_alpha_step`,
@@ -489,6 +489,9 @@ def unbalanced_sinkhorn(
     """
     check_shapes(geometry, x, w)
     check_stopping(tolerance, max_iterations)
+    for name, value in (("eta", eta), ("tau", tau), ("gamma", gamma)):
+        if isinstance(value, (int, float)) and not 0 < value < float("inf"):
+            raise InputError(f"{name} must be positive and finite, got {value}")
     problem = _problem(x, w, eta, tau, gamma)
     if duals is not None:
         for name, dual in zip(duals._fields, duals, strict=True):
