@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from rich.console import Console
 
 from experiments._attacks import (
     FAMILIES,
@@ -16,21 +15,18 @@ from experiments._attacks import (
     check_each,
     settings_of,
 )
-from experiments._cli import use_all_cores
 from experiments._evaluation import (
     Subject,
-    check_seed,
-    digest,
+    begin,
+    end,
     measure_distances,
-    open_subject,
     predictions,
     provenance,
     run_attack,
-    with_model,
 )
 from experiments._grid import transport_measures, transport_summary
 from experiments._report import plot_curve, plot_examples, results_table
-from experiments._runs import claim, default_folder, finish, save_arrays, stored_results
+from experiments._runs import save_arrays
 from wasserstein_adv.attacks import AttackResult
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.metrics import accuracy_at, wilson_interval
@@ -141,7 +137,7 @@ class AttackOptions:
     interrupted goes on where it stopped; a finished one is shown again."""
 
 
-_SHARED = ("num_images", "objective", "random_start", "restarts", "seed")
+_SHARED = ("objective", "random_start", "restarts")
 _OWN = (
     "steps", "step_size", "p", "start_radius", "growth", "grow_every", "reg", "window", "variant",
     "norm", "iterations", "eta", "tau", "gamma", "scale", "radius", "floor",
@@ -163,27 +159,18 @@ def attack(config: AttackOptions, command: str) -> None:
     _check(config)
     family = FAMILIES[config.attack]
     keep = config.keep or family.keep
-    use_all_cores()
-    console = Console()
-    subject = open_subject(
-        config.data, config.data_dir, config.checkpoint, config.num_images, console
-    )
     is_ball = config.attack == "projected-sinkhorn"
     settings = {
-        "data": subject.data,
-        "weights": digest(subject.weights),
         "attack": config.attack,
         **{option: getattr(config, option) for option in _SHARED},
         **({"radii": _radii(config)} if is_ball else {}),
         "keep": keep,
         **protocol._asdict(),
     }
-    folder = claim(config.out or default_folder("attack", settings), settings)
-    if folder.finished:
-        console.print(results_table(stored_results(folder)))
-        console.print(f"finished before: {folder.path}", highlight=False, soft_wrap=True)
+    run = begin(config, "attack", settings, results_table)
+    if run is None:
         return
-    subject = with_model(subject, config.data_dir, config.seed, console)
+    subject, folder = run.subject, run.folder
     built = family.build(
         subject.x.shape[1:3],
         protocol,
@@ -221,9 +208,7 @@ def attack(config: AttackOptions, command: str) -> None:
     started = time.perf_counter()
     results |= report(config, protocol, folder.path, subject, result, answers, keep)
     results["seconds"]["report"] = round(time.perf_counter() - started, 3)
-    finish(folder, results)
-    console.print(results_table(results))
-    console.print(f"results and pictures: {folder.path}", highlight=False, soft_wrap=True)
+    end(run, results, results_table)
 
 
 def _check(config: AttackOptions) -> None:
@@ -235,7 +220,6 @@ def _check(config: AttackOptions) -> None:
     check_each("radii", _radii(config))
     if config.restarts > 1 and not config.random_start:
         raise InputError("--restarts above 1 needs --random-start")
-    check_seed(config.seed)
 
 
 def _radii(config: AttackOptions) -> tuple[float, ...]:

@@ -14,9 +14,19 @@ import numpy as np
 from jaxtyping import Float, Int
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
+from experiments._cli import use_all_cores
 from experiments._report import run_environment
-from experiments._runs import RunFolder, load_checkpoint, save_checkpoint
+from experiments._runs import (
+    RunFolder,
+    claim,
+    default_folder,
+    finish,
+    load_checkpoint,
+    save_checkpoint,
+    stored_results,
+)
 from experiments._training import cache_root, load_weights, trained_or_cached
 from wasserstein_adv import parallel
 from wasserstein_adv.attacks import AttackResult, FirstOrderAttack
@@ -42,6 +52,63 @@ class Subject(NamedTuple):
     """The classifier's variables; None until `with_model`."""
     described: str
     """The classifier in one line."""
+
+
+class Run(NamedTuple):
+    """A command under way."""
+
+    subject: Subject
+    folder: RunFolder
+    settings: dict[str, Any]
+    """All that the results depend on."""
+    console: Console
+
+
+def begin(
+    config: Any, command: str, settings: dict[str, Any], table: Callable[[Any], Table]
+) -> Run | None:
+    """Open a command's images, folder and model; show the results if they are there.
+
+    Args:
+        config: options `data`, `data_dir`, `checkpoint`, `num_images`, `seed` and `out`.
+        command: what its default folder is called after.
+        settings: what the results depend on besides dataset, weights, number of images and seed.
+        table: lays out results for the terminal.
+
+    Returns:
+        The run to be made, or None where it is finished and has been shown.
+
+    Raises:
+        InputError: data, weights or folder cannot be used, or the seed is out of range.
+    """
+    check_seed(config.seed)
+    use_all_cores()
+    console = Console()
+    subject = open_subject(
+        config.data, config.data_dir, config.checkpoint, config.num_images, console
+    )
+    settings = {
+        "data": subject.data,
+        "weights": digest(subject.weights),
+        "num_images": config.num_images,
+        "seed": config.seed,
+        **settings,
+    }
+    folder = claim(config.out or default_folder(command, settings), settings)
+    if folder.finished:
+        console.print(table(stored_results(folder)))
+        console.print(f"finished before: {folder.path}", highlight=False, soft_wrap=True)
+        return None
+    # After the folder, as it may have to be trained: what cannot be used is said at once.
+    subject = with_model(subject, config.data_dir, config.seed, console)
+    return Run(subject, folder, settings, console)
+
+
+def end(run: Run, results: dict[str, Any], table: Callable[[Any], Table]) -> None:
+    """Write a run's results, which makes it finished, and show them."""
+    finish(run.folder, results)
+    run.console.print(table(results))
+    run.console.print(f"results and pictures: {run.folder.path}", highlight=False, soft_wrap=True)
 
 
 def open_subject(
@@ -74,11 +141,8 @@ def open_subject(
 
 
 def with_model(subject: Subject, data_dir: Path | None, seed: int, console: Console) -> Subject:
-    """The subject with its dataset's standard model, where no weights were given.
-
-    It may have to be trained, so the run's folder is taken before: what cannot be used is said at
-    once.
-    """
+    """The subject with its dataset's standard model, trained now if it never was, where no weights
+    were given."""
     if subject.weights is None:
         weights, described = trained_or_cached(subject.data, data_dir, cache_root(), seed)
         subject = subject._replace(weights=weights, described=described)

@@ -28,29 +28,21 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from experiments._attacks import flag
-from experiments._cli import run_command, use_all_cores
+from experiments._cli import run_command
 from experiments._evaluation import (
-    Subject,
-    check_seed,
-    digest,
-    open_subject,
+    begin,
+    end,
     predictions,
     progress_bar,
     provenance,
-    with_model,
 )
 from experiments._report import new_figure, save_figure, write_text
 from experiments._runs import (
     RunFolder,
-    claim,
-    default_folder,
-    finish,
     save_arrays,
-    stored_results,
 )
 from experiments._training import Variables
 from experiments._transforms import (
@@ -163,18 +155,10 @@ def main(config: NaturalPerturbationsConfig) -> None:
         InputError: an option is out of range; data, weights or folder cannot be used.
     """
     _check(config)
-    use_all_cores()
-    console = Console()
-    subject = open_subject(
-        config.data, config.data_dir, config.checkpoint, config.num_images, console
-    )
-    settings = _settings(config, subject)
-    folder = claim(config.out or default_folder("natural", settings), settings)
-    if folder.finished:
-        console.print(results_table(stored_results(folder)))
-        console.print(f"finished before: {folder.path}", highlight=False, soft_wrap=True)
+    run = begin(config, "natural", _settings(config), results_table)
+    if run is None:
         return
-    subject = with_model(subject, config.data_dir, config.seed, console)
+    subject, folder = run.subject, run.folder
     x, y, weights = subject.x, subject.y, subject.weights
     draws = random_draws(config.seed, len(x))
     clean = predictions(weights, x)
@@ -189,9 +173,7 @@ def main(config: NaturalPerturbationsConfig) -> None:
     save_arrays(folder.path / "clean.npz", label=y, prediction=clean, draws=draws)
     _plot(folder.path / "perturbations.png", config, x, y, clean, draws, measured, results)
     write_text(folder.path / "table.md", markdown_table(results))
-    finish(folder, results)
-    console.print(results_table(results))
-    console.print(f"results and picture: {folder.path}", highlight=False, soft_wrap=True)
+    end(run, results, results_table)
 
 
 def _check(config: NaturalPerturbationsConfig) -> None:
@@ -208,15 +190,11 @@ def _check(config: NaturalPerturbationsConfig) -> None:
             raise InputError(f"--{option} must all be different")
     if not (config.rotations or config.translations):
         raise InputError("--rotations and --translations must name one perturbation at least")
-    check_seed(config.seed)
 
 
-def _settings(config: NaturalPerturbationsConfig, subject: Subject) -> dict[str, Any]:
-    """All that the results depend on."""
-    names = ("num_images", "rotations", "translations", "amount", "seed")
+def _settings(config: NaturalPerturbationsConfig) -> dict[str, Any]:
+    names = ("rotations", "translations", "amount")
     return {
-        "data": subject.data,
-        "weights": digest(subject.weights),
         **{option: getattr(config, option) for option in names},
         "distance_images": min(config.distance_images, config.num_images),
     }

@@ -14,23 +14,19 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from experiments._attacks import FAMILIES, flag, settings_of
-from experiments._cli import run_command, use_all_cores
+from experiments._cli import run_command
 from experiments._evaluation import (
     Subject,
-    check_seed,
-    digest,
-    open_subject,
+    begin,
+    end,
     predictions,
     provenance,
-    with_model,
 )
 from experiments._grid import Cell, row, run_cells
 from experiments._report import draw_image, new_figure, save_figure, write_text
-from experiments._runs import claim, default_folder, finish, stored_results
 from wasserstein_adv.attacks import unbalanced
 from wasserstein_adv.attacks.unbalanced import PAPER, UnbalancedProtocol
 from wasserstein_adv.errors import InputError
@@ -121,29 +117,18 @@ def main(config: SensitivityConfig) -> None:
         InputError: an option is out of range; data, weights or folder cannot be used.
     """
     protocol = _check(config)
-    use_all_cores()
-    console = Console()
-    subject = open_subject(
-        config.data, config.data_dir, config.checkpoint, config.num_images, console
-    )
     settings = {
-        "data": subject.data,
-        "weights": digest(subject.weights),
-        "num_images": config.num_images,
         "taus": config.taus,
         "etas": config.etas,
         "gammas": config.gammas,
         "protocol": protocol._asdict(),
         "image": config.image,
         "distance_images": min(config.distance_images, config.num_images),
-        "seed": config.seed,
     }
-    folder = claim(config.out or default_folder("sensitivity", settings), settings)
-    if folder.finished:
-        console.print(results_table(stored_results(folder)))
-        console.print(f"finished before: {folder.path}", highlight=False, soft_wrap=True)
+    run = begin(config, "sensitivity", settings, results_table)
+    if run is None:
         return
-    subject = with_model(subject, config.data_dir, config.seed, console)
+    subject, folder, settings, _ = run
     lines = _settings(config)
     chosen = [setting for line in lines for setting in line]
     found = run_cells(
@@ -173,9 +158,7 @@ def main(config: SensitivityConfig) -> None:
     images = {setting: found[setting.name]["image"][config.image] for setting in chosen}
     _plot(folder.path / "sensitivity.png", lines, subject.x[config.image], images, results)
     write_text(folder.path / "table.md", markdown_table(results))
-    finish(folder, results)
-    console.print(results_table(results))
-    console.print(f"results and picture: {folder.path}", highlight=False, soft_wrap=True)
+    end(run, results, results_table)
 
 
 def _check(config: SensitivityConfig) -> UnbalancedProtocol:
@@ -197,7 +180,6 @@ def _check(config: SensitivityConfig) -> UnbalancedProtocol:
                 raise InputError(f"{flag(option)} must be positive and finite, got {value}")
         if len({f"{value:g}" for value in values}) < len(values):
             raise InputError(f"{flag(option)} names a value twice")
-    check_seed(config.seed)
     options = {"variant": config.variant, "step_size": config.step_size}
     return settings_of("unbalanced", "paper", options)
 

@@ -14,24 +14,21 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from experiments._attacks import FAMILIES, flag, settings_of
-from experiments._cli import run_command, use_all_cores
+from experiments._cli import run_command
 from experiments._evaluation import (
     Subject,
-    check_seed,
-    digest,
+    begin,
+    end,
     measure_distances,
-    open_subject,
     predictions,
     provenance,
     run_attack,
-    with_model,
 )
 from experiments._report import COLOURS, draw_image, new_figure, save_figure, write_text
-from experiments._runs import RunFolder, claim, default_folder, finish, save_arrays, stored_results
+from experiments._runs import RunFolder, save_arrays
 from wasserstein_adv.attacks import first_success, unbalanced
 from wasserstein_adv.attacks.unbalanced import UnbalancedProtocol
 from wasserstein_adv.errors import InputError
@@ -112,25 +109,14 @@ def main(config: TargetedConfig) -> None:
             is classified correctly.
     """
     protocol = _check(config)
-    use_all_cores()
-    console = Console()
-    subject = open_subject(
-        config.data, config.data_dir, config.checkpoint, config.num_images, console
-    )
     settings = {
-        "data": subject.data,
-        "weights": digest(subject.weights),
         "per_class": config.per_class,
-        "num_images": config.num_images,
         "protocol": protocol._asdict(),
-        "seed": config.seed,
     }
-    folder = claim(config.out or default_folder("targeted", settings), settings)
-    if folder.finished:
-        console.print(results_table(stored_results(folder)))
-        console.print(f"finished before: {folder.path}", highlight=False, soft_wrap=True)
+    run = begin(config, "targeted", settings, results_table)
+    if run is None:
         return
-    subject = with_model(subject, config.data_dir, config.seed, console)
+    subject, folder, settings, _ = run
     pairs = choose_pairs(subject.y, predictions(subject.weights, subject.x), config.per_class)
     if len(pairs.index) == 0:
         raise InputError(f"no image of {config.num_images:,} is classified correctly")
@@ -144,9 +130,7 @@ def main(config: TargetedConfig) -> None:
     }
     _plot(folder.path / "targeted.png", subject.x, arrays, results)
     write_text(folder.path / "table.md", markdown_table(results))
-    finish(folder, results)
-    console.print(results_table(results))
-    console.print(f"results and picture: {folder.path}", highlight=False, soft_wrap=True)
+    end(run, results, results_table)
 
 
 def _check(config: TargetedConfig) -> UnbalancedProtocol:
@@ -154,7 +138,6 @@ def _check(config: TargetedConfig) -> UnbalancedProtocol:
     for option in ("per_class", "batch_size"):
         if getattr(config, option) < 1:
             raise InputError(f"{flag(option)} must be 1 or more, got {getattr(config, option)}")
-    check_seed(config.seed)
     options = {name: getattr(config, name) for name in ("variant", "steps", "step_size")}
     return settings_of("unbalanced", config.preset, options)
 

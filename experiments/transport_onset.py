@@ -11,22 +11,18 @@ from typing import Any, Literal
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from experiments._attacks import FAMILIES, check_count, check_each, check_positive
-from experiments._cli import run_command, use_all_cores
+from experiments._cli import run_command
 from experiments._evaluation import (
-    check_seed,
-    digest,
-    open_subject,
+    begin,
+    end,
     predictions,
     provenance,
-    with_model,
 )
 from experiments._grid import Cell, row, run_cells
 from experiments._report import new_figure, save_figure, write_text
-from experiments._runs import claim, default_folder, finish, stored_results
 from wasserstein_adv.attacks import unbalanced
 from wasserstein_adv.attacks.unbalanced import PAPER, TRANSPORT
 
@@ -89,28 +85,17 @@ def main(config: TransportOnsetConfig) -> None:
         InputError: an option is out of range; data, weights or folder cannot be used.
     """
     _check(config)
-    use_all_cores()
-    console = Console()
-    subject = open_subject(
-        config.data, config.data_dir, config.checkpoint, config.num_images, console
-    )
     settings = {
-        "data": subject.data,
-        "weights": digest(subject.weights),
-        "num_images": config.num_images,
         "taus": config.taus,
         "scales": config.scales,
         "step_size": config.step_size,
         "paper": PAPER._replace(iterations=_ITERATIONS)._asdict(),
         "distance_images": min(config.distance_images, config.num_images),
-        "seed": config.seed,
     }
-    folder = claim(config.out or default_folder("transport-onset", settings), settings)
-    if folder.finished:
-        console.print(results_table(stored_results(folder)))
-        console.print(f"finished before: {folder.path}", highlight=False, soft_wrap=True)
+    run = begin(config, "transport-onset", settings, results_table)
+    if run is None:
         return
-    subject = with_model(subject, config.data_dir, config.seed, console)
+    subject, folder, settings, _ = run
     keys = [(tau, scale) for tau in config.taus for scale in config.scales]
     grid_size = subject.x.shape[1:3]
     found = run_cells(
@@ -130,9 +115,7 @@ def main(config: TransportOnsetConfig) -> None:
     }
     _plot(folder.path / "onset.png", results)
     write_text(folder.path / "table.md", markdown_table(results))
-    finish(folder, results)
-    console.print(results_table(results))
-    console.print(f"results and picture: {folder.path}", highlight=False, soft_wrap=True)
+    end(run, results, results_table)
 
 
 def _check(config: TransportOnsetConfig) -> None:
@@ -141,7 +124,6 @@ def _check(config: TransportOnsetConfig) -> None:
     check_each("taus", config.taus)
     check_each("scales", config.scales)
     check_positive("step_size", config.step_size)
-    check_seed(config.seed)
 
 
 def _name(tau: float, scale: float) -> str:

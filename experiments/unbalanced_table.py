@@ -10,22 +10,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from experiments._attacks import FAMILIES, check_count, check_each, check_positive
-from experiments._cli import run_command, use_all_cores
+from experiments._cli import run_command
 from experiments._evaluation import (
-    check_seed,
-    digest,
-    open_subject,
+    begin,
+    end,
     predictions,
     provenance,
-    with_model,
 )
 from experiments._grid import Cell, row, run_cells
 from experiments._report import COLOURS, new_figure, save_figure, write_text
-from experiments._runs import claim, default_folder, finish, stored_results
 from wasserstein_adv.attacks import constant, first_order, last, linf_ball, pgd, sign, unbalanced
 from wasserstein_adv.attacks.unbalanced import PAPER, TRANSPORT, UnbalancedProtocol
 
@@ -87,28 +83,17 @@ def main(config: UnbalancedTableConfig) -> None:
         InputError: an option is out of range; data, weights or folder cannot be used.
     """
     _check(config)
-    use_all_cores()
-    console = Console()
-    subject = open_subject(
-        config.data, config.data_dir, config.checkpoint, config.num_images, console
-    )
     settings = {
-        "data": subject.data,
-        "weights": digest(subject.weights),
-        "num_images": config.num_images,
         "step_sizes": config.step_sizes,
         "floor": config.floor,
         "distance_images": min(config.distance_images, config.num_images),
-        "seed": config.seed,
         "paper": PAPER._asdict(),
         "transport": TRANSPORT._asdict(),
     }
-    folder = claim(config.out or default_folder("unbalanced-table", settings), settings)
-    if folder.finished:
-        console.print(results_table(stored_results(folder)))
-        console.print(f"finished before: {folder.path}", highlight=False, soft_wrap=True)
+    run = begin(config, "unbalanced-table", settings, results_table)
+    if run is None:
         return
-    subject = with_model(subject, config.data_dir, config.seed, console)
+    subject, folder, settings, _ = run
     keys = [(name, size) for name in _ROWS for size in config.step_sizes]
     grid_size = subject.x.shape[1:3]
     found = run_cells(
@@ -131,9 +116,7 @@ def main(config: UnbalancedTableConfig) -> None:
     }
     _plot(folder.path / "tradeoff.png", results)
     write_text(folder.path / "table.md", markdown_table(results))
-    finish(folder, results)
-    console.print(results_table(results))
-    console.print(f"results and picture: {folder.path}", highlight=False, soft_wrap=True)
+    end(run, results, results_table)
 
 
 def _check(config: UnbalancedTableConfig) -> None:
@@ -141,7 +124,6 @@ def _check(config: UnbalancedTableConfig) -> None:
         check_count(option, getattr(config, option))
     check_each("step_sizes", config.step_sizes)
     check_positive("floor", config.floor)
-    check_seed(config.seed)
 
 
 def _cell(name: str, size: float, floor: float, grid_size: tuple[int, int]) -> Cell:

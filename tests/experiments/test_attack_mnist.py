@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import _attack, attack_mnist
+from experiments import _evaluation, attack_mnist
 from experiments._cli import run_command
 from experiments._training import save
 from wasserstein_adv import parallel
@@ -26,7 +26,7 @@ def weights(tmp_path_factory):
 @pytest.fixture
 def command(weights, tmp_path, monkeypatch):
     """Runs the command on six digits for a few steps; returns its exit status."""
-    monkeypatch.setattr(_attack, "use_all_cores", lambda: None)
+    monkeypatch.setattr(_evaluation, "use_all_cores", lambda: None)
     monkeypatch.setenv("WASSERSTEIN_ADV_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
 

@@ -189,7 +189,7 @@ def weights(tmp_path_factory):
 @pytest.fixture
 def command(weights, tmp_path, monkeypatch):
     """Runs the command on a few digits; returns its exit status."""
-    monkeypatch.setattr(command_module, "use_all_cores", lambda: None)
+    monkeypatch.setattr(_evaluation, "use_all_cores", lambda: None)
     monkeypatch.setenv("WASSERSTEIN_ADV_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
 

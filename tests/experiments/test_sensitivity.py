@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import _grid
+from experiments import _evaluation, _grid
 from experiments import sensitivity as command_module
 from experiments._cli import run_command
 from experiments._training import save
@@ -33,7 +33,7 @@ def weights(tmp_path_factory):
 @pytest.fixture
 def command(weights, tmp_path, monkeypatch):
     """Runs the command on six digits at two settings; returns its exit status."""
-    monkeypatch.setattr(command_module, "use_all_cores", lambda: None)
+    monkeypatch.setattr(_evaluation, "use_all_cores", lambda: None)
     monkeypatch.setenv("WASSERSTEIN_ADV_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from experiments import _evaluation
 from experiments import targeted as command_module
 from experiments._cli import run_command
 from experiments._evaluation import logits_of, predictions
@@ -55,7 +56,7 @@ def leaves(tree):
 @pytest.fixture
 def command(weights, tmp_path, monkeypatch):
     """Runs the command on forty digits for a few steps; returns its exit status."""
-    monkeypatch.setattr(command_module, "use_all_cores", lambda: None)
+    monkeypatch.setattr(_evaluation, "use_all_cores", lambda: None)
     monkeypatch.setenv("WASSERSTEIN_ADV_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
 

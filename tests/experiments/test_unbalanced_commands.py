@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import (
-    _attack,
+    _evaluation,
     attack_fashion_mnist,
     attack_mnist,
     transport_onset,
@@ -40,8 +40,7 @@ def weights(tmp_path_factory):
 @pytest.fixture
 def command(weights, tmp_path, monkeypatch):
     """Runs a command on four digits; returns its exit status."""
-    for module in (_attack, unbalanced_table, transport_onset):
-        monkeypatch.setattr(module, "use_all_cores", lambda: None)
+    monkeypatch.setattr(_evaluation, "use_all_cores", lambda: None)
     monkeypatch.setenv("WASSERSTEIN_ADV_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
 
