@@ -368,5 +368,5 @@ def test_random_sizes_are_those_of_the_published_accuracies(real_data):
         moved = command_module.perturb(
             command_module.Perturbation(kind, size), "up-to", images, draws
         )
-        right = command_module._predictions(weights, moved) == split.labels[:3000]
+        right = _evaluation.predictions(weights, moved) == split.labels[:3000]
         assert right.mean() == pytest.approx(published, abs=0.03)

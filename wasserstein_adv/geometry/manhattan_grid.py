@@ -33,7 +33,7 @@ class ManhattanGrid(grid.Grid):
     solvers treat it as any other `Grid`.
     """
 
-    def gaps(self, dtype: jnp.dtype) -> tuple[Float[Array, "h-1"], Float[Array, "w-1"]]:
+    def gaps(self, dtype: jnp.dtype) -> tuple[Float[Array, "rows"], Float[Array, "cols"]]:
         """Distances between neighbouring rows, and between neighbouring columns."""
         rows, cols = (jnp.diff(jnp.asarray(x)).astype(dtype) for x in self.x)
         return rows, cols
