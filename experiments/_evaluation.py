@@ -229,8 +229,6 @@ def run_attack(
     Returns:
         The result and the seconds it took, those before an interruption included.
     """
-    if batch_size < 1:
-        raise InputError(f"--batch-size must be 1 or more, got {batch_size}")
     x, y = subject.x, subject.y if labels is None else labels
     logits_fn = logits_of(subject.weights)
     resume, before = None, 0.0

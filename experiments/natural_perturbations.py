@@ -30,7 +30,7 @@ from jaxtyping import Float, Int
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from experiments._attacks import flag
+from experiments._attacks import FAMILIES, check_count
 from experiments._cli import run_command
 from experiments._evaluation import (
     begin,
@@ -54,8 +54,9 @@ from experiments._transforms import (
     translate,
     translation_shifts,
 )
+from wasserstein_adv.attacks.unbalanced import PAPER
 from wasserstein_adv.errors import InputError
-from wasserstein_adv.geometry import euclidean_power, minkowski, unit_square
+from wasserstein_adv.geometry import euclidean_power
 from wasserstein_adv.metrics import TransportDistance, exact_distances, wilson_interval
 
 _BATCH = 500  # images classified at once
@@ -179,8 +180,7 @@ def main(config: NaturalPerturbationsConfig) -> None:
 def _check(config: NaturalPerturbationsConfig) -> None:
     """Refuse options out of range, naming them."""
     for option in ("num_images", "distance_images"):
-        if getattr(config, option) < 1:
-            raise InputError(f"{flag(option)} must be 1 or more, got {getattr(config, option)}")
+        check_count(option, getattr(config, option))
     for option, highest in (("rotations", 180.0), ("translations", 99.0)):
         sizes = getattr(config, option)
         for size in sizes:
@@ -310,12 +310,7 @@ def transport_distances(
         The distances with the cost |Δrow| + |Δcol|, the image's sides being 1, and those with the
         Euclidean cost in pixels inside the window.
     """
-    row, column = unit_square(*x.shape[1:3])
-    manhattan = minkowski(1)
-
-    def in_unit_square(drow: np.ndarray, dcol: np.ndarray) -> np.ndarray:
-        return manhattan(drow * row, dcol * column)
-
+    in_unit_square = FAMILIES["unbalanced"].cost(PAPER, x.shape[1:3])
     anywhere = exact_distances(x, z, in_unit_square, progress=lambda _: progress())
     window = exact_distances(x, z, euclidean_power(1), _WINDOW, progress=lambda _: progress())
     return anywhere, window

@@ -3,7 +3,6 @@
 python -m experiments.sensitivity
 """
 
-import math
 import sys
 import textwrap
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from jaxtyping import Float
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from experiments._attacks import FAMILIES, flag, settings_of
+from experiments._attacks import FAMILIES, check_count, check_each, settings_of
 from experiments._cli import run_command
 from experiments._evaluation import (
     Subject,
@@ -164,8 +163,7 @@ def main(config: SensitivityConfig) -> None:
 def _check(config: SensitivityConfig) -> UnbalancedProtocol:
     """The paper's settings with the options' variant and step size, all options checked."""
     for option in ("distance_images", "batch_size"):
-        if getattr(config, option) < 1:
-            raise InputError(f"{flag(option)} must be 1 or more, got {getattr(config, option)}")
+        check_count(option, getattr(config, option))
     if not 0 <= config.image < config.num_images:
         raise InputError(
             f"--image must be from 0 to --num-images - 1 = {config.num_images - 1}, "
@@ -174,12 +172,8 @@ def _check(config: SensitivityConfig) -> UnbalancedProtocol:
     if not _settings(config):
         raise InputError("--taus, --etas or --gammas must name at least one value")
     for option in ("taus", "etas", "gammas"):
-        values = getattr(config, option)
-        for value in values:
-            if not 0 < value < math.inf:
-                raise InputError(f"{flag(option)} must be positive and finite, got {value}")
-        if len({f"{value:g}" for value in values}) < len(values):
-            raise InputError(f"{flag(option)} names a value twice")
+        if values := getattr(config, option):
+            check_each(option, values)
     options = {"variant": config.variant, "step_size": config.step_size}
     return settings_of("unbalanced", "paper", options)
 

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from experiments._attacks import FAMILIES, flag, settings_of
+from experiments._attacks import FAMILIES, check_count, settings_of
 from experiments._cli import run_command
 from experiments._evaluation import (
     Subject,
@@ -136,8 +136,7 @@ def main(config: TargetedConfig) -> None:
 def _check(config: TargetedConfig) -> UnbalancedProtocol:
     """The attack's settings, all options checked."""
     for option in ("per_class", "batch_size"):
-        if getattr(config, option) < 1:
-            raise InputError(f"{flag(option)} must be 1 or more, got {getattr(config, option)}")
+        check_count(option, getattr(config, option))
     options = {name: getattr(config, name) for name in ("variant", "steps", "step_size")}
     return settings_of("unbalanced", config.preset, options)
 

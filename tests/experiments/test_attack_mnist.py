@@ -7,20 +7,7 @@ import pytest
 
 from experiments import _evaluation, attack_mnist
 from experiments._cli import run_command
-from experiments._training import save
 from wasserstein_adv import parallel
-from wasserstein_adv.models import WongKolterCNN
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A network with small random weights, as the training command saves them."""
-    import jax
-
-    variables = WongKolterCNN().init(jax.random.key(0), np.zeros((1, 28, 28, 1), np.float32))
-    path = tmp_path_factory.mktemp("weights") / "network"
-    save(path, jax.tree.map(np.asarray, variables))
-    return path
 
 
 @pytest.fixture

@@ -11,11 +11,10 @@ from experiments import _evaluation
 from experiments import _transforms as transforms
 from experiments import natural_perturbations as command_module
 from experiments._cli import run_command
-from experiments._training import save
 from wasserstein_adv.data import load
 from wasserstein_adv.data.idx import find_idx_files, read_idx_split
 from wasserstein_adv.metrics import exact_distance, wilson_interval
-from wasserstein_adv.models import WongKolterCNN, load_wong_kolter
+from wasserstein_adv.models import load_wong_kolter
 
 
 @pytest.fixture(scope="module")
@@ -173,17 +172,6 @@ def test_moving_an_image_by_a_pixel_is_a_27th(shift, pixels):
 
 
 # The command --------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A network with small random weights, as the training command saves them."""
-    import jax
-
-    variables = WongKolterCNN().init(jax.random.key(0), np.zeros((1, 28, 28, 1), np.float32))
-    path = tmp_path_factory.mktemp("weights") / "network"
-    save(path, jax.tree.map(np.asarray, variables))
-    return path
 
 
 @pytest.fixture

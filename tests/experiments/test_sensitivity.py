@@ -10,24 +10,11 @@ from rich.console import Console
 from experiments import _evaluation, _grid
 from experiments import sensitivity as command_module
 from experiments._cli import run_command
-from experiments._training import save
 from wasserstein_adv.data import load
 from wasserstein_adv.metrics import exact_distance, wilson_interval
-from wasserstein_adv.models import WongKolterCNN
 
 _NAMES = ("tau 0.1", "gamma 5")
 _COUNT, _MEASURED = 6, 2
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A network with small random weights, as the training command saves them."""
-    import jax
-
-    variables = WongKolterCNN().init(jax.random.key(0), np.zeros((1, 28, 28, 1), np.float32))
-    path = tmp_path_factory.mktemp("weights") / "network"
-    save(path, jax.tree.map(np.asarray, variables))
-    return path
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -15,26 +14,15 @@ from experiments import (
 )
 from experiments._attacks import FAMILIES, settings_of
 from experiments._cli import run_command
-from experiments._training import save
 from wasserstein_adv.attacks.unbalanced import PAPER, TRANSPORT
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.metrics import exact_distance
-from wasserstein_adv.models import WongKolterCNN
 
 COMMANDS = {
     "attack": (attack_mnist, attack_mnist.AttackMnistConfig),
     "table": (unbalanced_table, unbalanced_table.UnbalancedTableConfig),
     "onset": (transport_onset, transport_onset.TransportOnsetConfig),
 }
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A network with small random weights, as the training command saves them."""
-    variables = WongKolterCNN().init(jax.random.key(0), np.zeros((1, 28, 28, 1), np.float32))
-    path = tmp_path_factory.mktemp("weights") / "network"
-    save(path, jax.tree.map(np.asarray, variables))
-    return path
 
 
 @pytest.fixture
