@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from wasserstein_adv.geometry.log_kernel import LogKernel
+from wasserstein_adv.projections.multiplier import solve_multiplier
 
 RowKernel = Callable[[Array, Array], LogKernel]
 """(β, ψ) ↦ ln Σ_j exp(β_j − ψ C_ij) with the moments of C, over the channels of an image."""
@@ -32,17 +33,6 @@ class Budget(NamedTuple):
     converged: Bool[Array, ""]
     iterations: Int[Array, ""]
     """Evaluations of the kernel."""
-
-
-class _Search(NamedTuple):
-    proposal: Float[Array, ""]
-    psi: Float[Array, ""]
-    lower: Float[Array, ""]
-    upper: Float[Array, ""]
-    row: LogKernel
-    cost: Float[Array, ""]
-    found: Bool[Array, ""]
-    iteration: Int[Array, ""]
 
 
 def dots(values: Sequence[Array], weights: Array) -> list[Array]:
@@ -74,9 +64,7 @@ def solve_psi(
 ) -> Budget:
     """The smallest ψ ≥ 0 with ⟨Π(ψ), C⟩ ≤ radius, to a relative `tolerance` of the radius.
 
-    Newton's iteration on ln⟨Π(ψ), C⟩ = ln radius, inside a bracket that halves or doubles where
-    Newton leaves it. The answer lies on the feasible side: (1 − tolerance)·radius ≤ cost ≤ radius,
-    or ψ = 0 and cost ≤ radius.
+    The answer lies on the feasible side, see `solve_multiplier`.
 
     Args:
       kernel: the row kernel.
@@ -87,47 +75,12 @@ def solve_psi(
       tolerance: how far below the radius the cost may lie.
       max_iterations: evaluations of the kernel at most.
     """
-    slack = 1e-6 if x.dtype == jnp.float32 else 1e-13  # rounding of the sum that gives the cost
-    ulps = 4.0 * jnp.finfo(x.dtype).eps
-    # Newton aims at the middle of the accepted interval.
-    aim = jnp.log(radius) + jnp.log1p(-0.5 * tolerance)
 
-    def propose(psi, lower, upper, cost, slope):
-        newton = psi + (jnp.log(cost) - aim) * cost / slope
-        newton = jnp.where(newton > 0.0, newton, 0.0)
-        middle = jnp.where(
-            upper > 4.0 * lower + 4.0,
-            jnp.sqrt((lower + 1.0) * (upper + 1.0)) - 1.0,
-            0.5 * (lower + upper),
-        )
-        fallback = jnp.where(jnp.isinf(upper), 4.0 * psi + 4.0, jnp.maximum(middle, 0.0))
-        # Far from the root Newton may see rounding only: never more than a factor of 16.
-        trusted = (newton > lower) & (newton < upper) & (newton <= 16.0 * psi + 16.0)
-        return jnp.where(trusted, newton, fallback)
-
-    def body(s: _Search) -> _Search:
-        psi = s.proposal
+    def spending(psi: Array) -> tuple[Array, Array, LogKernel]:
         row = kernel(beta, psi)
-        cost, slope = plan_cost(x, row)
-        inside = cost <= radius * (1.0 + slack)
-        lower = jnp.where(inside, s.lower, psi)
-        upper = jnp.where(inside, psi, s.upper)
-        # Where rounding closes the bracket first, its upper end is the answer.
-        closed = jnp.isfinite(upper) & (upper - lower <= ulps * upper)
-        tight = (cost >= radius * (1.0 - tolerance)) | (psi == 0.0)
-        proposal = jnp.where(closed, upper, propose(psi, lower, upper, cost, slope))
-        found = inside & (tight | closed)
-        # Not a number: nothing to go on from.
-        count = jnp.where(jnp.isnan(cost), max_iterations, s.iteration + 1)
-        return _Search(proposal, psi, lower, upper, row, cost, found, count)
+        return *plan_cost(x, row), row
 
-    inf = jnp.full((), jnp.inf, x.dtype)
-    blank = jax.tree.map(
-        lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(lambda: kernel(beta, psi))
+    found = solve_multiplier(
+        spending, radius, psi, tolerance=tolerance, max_iterations=max_iterations
     )
-    # lower = −1 stands for "0 has not been tried yet".
-    no, first = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
-    start = _Search(psi, psi, -jnp.ones_like(inf), inf, blank, inf, no, first)
-    search = jax.lax.while_loop(lambda s: ~s.found & (s.iteration < max_iterations), body, start)
-    safe = jnp.where(jnp.isfinite(search.psi), search.psi, psi)
-    return Budget(safe, search.row, search.cost, search.found, search.iteration)
+    return Budget(found.value, found.extra, found.cost, found.converged, found.iterations)
