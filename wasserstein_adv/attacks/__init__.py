@@ -8,6 +8,8 @@ from wasserstein_adv.attacks.first_order import (
     LogitsFn,
     first_order,
 )
+from wasserstein_adv.attacks.flow import FlowEvidence, FlowProtocol, flow, flow_ball
+from wasserstein_adv.attacks.hu import HuProtocol, hu
 from wasserstein_adv.attacks.keep import (
     Candidate,
     Keep,
@@ -16,10 +18,24 @@ from wasserstein_adv.attacks.keep import (
     highest_objective,
     last,
 )
-from wasserstein_adv.attacks.methods import Method, l2_unit, pgd, sign
+from wasserstein_adv.attacks.methods import (
+    Method,
+    Moves,
+    frank_wolfe,
+    l2_unit,
+    linf_unit,
+    pgd,
+    sign,
+)
 from wasserstein_adv.attacks.objectives import Objective, cross_entropy, margin, targeted
 from wasserstein_adv.attacks.schedules import constant, growing, linear
-from wasserstein_adv.attacks.sets import BallEvidence, FeasibleSet, linf_ball, wasserstein_ball
+from wasserstein_adv.attacks.sets import (
+    BallEvidence,
+    FeasibleSet,
+    capped_ball,
+    linf_ball,
+    wasserstein_ball,
+)
 from wasserstein_adv.attacks.unbalanced import (
     UnbalancedEvidence,
     UnbalancedProtocol,
@@ -35,24 +51,34 @@ __all__ = [
     "Candidate",
     "FeasibleSet",
     "FirstOrderAttack",
+    "FlowEvidence",
+    "FlowProtocol",
+    "HuProtocol",
     "Keep",
     "LogitsFn",
     "Method",
+    "Moves",
     "Objective",
     "UnbalancedEvidence",
     "UnbalancedProtocol",
     "WongProtocol",
+    "capped_ball",
     "closest",
     "constant",
     "cross_entropy",
     "first_order",
     "first_success",
+    "flow",
+    "flow_ball",
+    "frank_wolfe",
     "growing",
     "highest_objective",
+    "hu",
     "l2_unit",
     "last",
     "linear",
     "linf_ball",
+    "linf_unit",
     "margin",
     "pgd",
     "schedules",

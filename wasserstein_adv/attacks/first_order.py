@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from wasserstein_adv.attacks.keep import Candidate, Keep, first_success
-from wasserstein_adv.attacks.methods import Method
+from wasserstein_adv.attacks.methods import Method, Moves
 from wasserstein_adv.attacks.objectives import Objective, cross_entropy
 from wasserstein_adv.attacks.objectives import targeted as towards
 from wasserstein_adv.attacks.sets import FeasibleSet
@@ -122,8 +122,9 @@ def first_order(
 
     The iterates are u₀ (the clean image, or a random start) and u_{t+1} = project(step(u_t)) on the
     set of radius `radius(t)`. A candidate is judged on the logits that the next gradient needs
-    anyway, so that a step costs one forward and one backward pass. The clean image is always the
-    first candidate.
+    anyway, so that a step costs one forward and one backward pass; one more forward pass where the
+    set has a `finish`, whose image is what is judged. The clean image is always the first
+    candidate.
 
     Args:
       feasible: what the attacker may do.
@@ -183,14 +184,23 @@ def first_order(
         gradient, (images, value, success) = jax.lax.stop_gradient(
             jax.grad(loss, has_aux=True)(state.u)
         )
-        distance = jax.vmap(feasible.distance)(x, state.u, state.memory)
-        new = Candidate(images, state.memory, value, success, state.budget, distance, state.step)
+        memory = state.memory
+        if feasible.finish is not None:
+            images, memory = jax.vmap(feasible.finish)(x, state.u, state.budget, memory)
+            value, success = judge(jax.lax.stop_gradient(logits_fn(images)), y)
+        state = state._replace(memory=memory)
+        distance = jax.vmap(feasible.distance)(x, state.u, memory)
+        new = Candidate(images, memory, value, success, state.budget, distance, state.step)
         kept = _select(unsettled(state) & keep.better(new, state.kept), new, state.kept)
 
         def move(x, gradient, method_state, u, budget, memory):
-            return method.update(
-                gradient, method_state, u, lambda v: feasible.project(x, u, v, budget, memory)
-            )
+            def lmo(gradient):
+                return feasible.lmo(x, u, gradient, budget, memory)
+
+            def project(stepped):
+                return feasible.project(x, u, stepped, budget, memory)
+
+            return method.update(gradient, method_state, u, Moves(project, lmo))
 
         budget = jnp.asarray(radius(state.step), x.dtype) * jnp.ones_like(state.budget)
         # After the last step there is an iterate to judge, but nowhere to move to.

@@ -7,8 +7,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-Project = Callable[[Any], tuple[Any, Any]]
-"""stepped variable ↦ (feasible variable, the set's memory)."""
+
+class Moves(NamedTuple):
+    """What a feasible set lets a method do, at the radius of the step under way."""
+
+    project: Callable[[Any], tuple[Any, Any]]
+    """stepped variable ↦ (the nearest feasible variable, the set's memory)."""
+    lmo: Callable[[Any], tuple[Any, Any]]
+    """gradient ↦ (the feasible variable with the least inner product, the set's memory)."""
 
 
 class Method(NamedTuple):
@@ -16,8 +22,8 @@ class Method(NamedTuple):
 
     init: Callable[[Any], Any]
     """u ↦ state."""
-    update: Callable[[Any, Any, Any, Project], tuple[Any, Any, Any]]
-    """(gradient, state, u, project) ↦ (next u, the set's memory, state)."""
+    update: Callable[[Any, Any, Any, Moves], tuple[Any, Any, Any]]
+    """(gradient, state, u, moves) ↦ (next u, the set's memory, state)."""
 
 
 def pgd(step: optax.GradientTransformation) -> Method:
@@ -29,12 +35,27 @@ def pgd(step: optax.GradientTransformation) -> Method:
         papers' ℓ∞ step.
     """
 
-    def update(gradient, state, u, project):
+    def update(gradient, state, u, moves):
         updates, state = step.update(gradient, state, u)
-        u, memory = project(optax.apply_updates(u, updates))
+        u, memory = moves.project(optax.apply_updates(u, updates))
         return u, memory, state
 
     return Method(step.init, update)
+
+
+def frank_wolfe() -> Method:
+    """Frank-Wolfe steps without projection: u ← u + 2/(t + 2)·(lmo(gradient) − u).
+
+    Every iterate is a convex combination of feasible points. Jaggi (2013); Wu, Wang and Yu (2020),
+    section 4. For sets that have a linear minimisation oracle.
+    """
+
+    def update(gradient, t, u, moves):
+        corner, memory = moves.lmo(gradient)
+        u = jax.tree.map(lambda a, b: a + 2.0 / (t + 2.0) * (b - a), u, corner)
+        return u, memory, t + 1.0
+
+    return Method(lambda u: jnp.zeros((), jax.tree.leaves(u)[0].dtype), update)
 
 
 def sign(size: float) -> optax.GradientTransformation:
@@ -42,11 +63,19 @@ def sign(size: float) -> optax.GradientTransformation:
     return optax.stateless(lambda g, _: jax.tree.map(lambda a: -size * jnp.sign(a), g))
 
 
+def linf_unit(size: float) -> optax.GradientTransformation:
+    """Steps of −size · gradient / ‖gradient‖_∞, and none where the gradient vanishes."""
+    return _unit(size, lambda gradient: optax.tree.norm(gradient, ord=jnp.inf))
+
+
 def l2_unit(size: float) -> optax.GradientTransformation:
     """Steps of −size · gradient / ‖gradient‖₂, and none where the gradient vanishes."""
+    return _unit(size, optax.tree.norm)
 
+
+def _unit(size: float, norm_of: Callable[[Any], Any]) -> optax.GradientTransformation:
     def update(gradient, _):
-        norm = optax.tree.norm(gradient)
+        norm = norm_of(gradient)
         return jax.tree.map(lambda a: -size * a / jnp.where(norm > 0, norm, 1.0), gradient)
 
     return optax.stateless(update)

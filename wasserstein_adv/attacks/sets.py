@@ -33,10 +33,16 @@ class FeasibleSet(NamedTuple):
     """(x, u, stepped u, radius, memory) ↦ the feasible point nearest to the stepped one."""
     distance: Callable[[Array, Variable, Memory], Array]
     """(x, u, memory) ↦ the radius that u makes use of."""
+    lmo: Callable[[Array, Variable, Variable, Array, Memory], tuple[Variable, Memory]] | None = None
+    """(x, u, gradient, radius, memory) ↦ the feasible point with the least inner product with the
+    gradient; None for a set without this oracle."""
+    finish: Callable[[Array, Variable, Array, Memory], tuple[Array, Memory]] | None = None
+    """(x, u, radius, memory) ↦ the image that u is judged as and returned as; None where `decode`
+    already returns one that the set allows."""
 
 
 class BallEvidence(NamedTuple):
-    """What a projected Sinkhorn projection leaves behind."""
+    """What a projected Sinkhorn projection leaves behind, capped or not."""
 
     psi: Float[Array, ""]
     """Multiplier of the budget: where the next projection starts."""
@@ -70,32 +76,98 @@ def wasserstein_ball(
     Raises:
       InputError: `reg` is not positive.
     """
+    nearest = _sinkhorn(geometry, reg, None, tolerance, max_iterations)
+
+    def project(x, u, stepped, radius, memory: BallEvidence):
+        evidence = nearest(x, stepped, (stepped - u) / _mass(x), radius, memory)
+        return jnp.clip(evidence.point, 0.0, 1.0), evidence
+
+    def random(key, x, radius):
+        return project(x, x, x + _noise(key, x), radius, _unmoved(x))
+
+    return FeasibleSet(
+        lambda x: (x, _unmoved(x)), random, lambda x, u: u, project,
+        lambda x, u, memory: memory.cost,
+    )  # fmt: skip
+
+
+def capped_ball(
+    geometry: ott_geometry.Geometry,
+    reg: float = 1000.0,
+    *,
+    tolerance: float = 1e-3,
+    max_iterations: int = 300,
+) -> FeasibleSet:
+    """Images in [0, 1] within a Wasserstein distance of x, by capped projected Sinkhorn iterations.
+
+    Hu et al. (2020). The cap at white is part of the projection, so that the image is inside the
+    ball as it stands. The variable is the image divided by the clean image's mass, the unit in
+    which that paper gives the length of a step. Projections start from β = λ(w − z)/m, z the
+    iterate that was stepped from.
+
+    Args:
+      geometry, reg, tolerance, max_iterations: as for `wasserstein_ball`.
+
+    Raises:
+      InputError: `reg` is not positive.
+    """
+    nearest = _sinkhorn(geometry, reg, 1.0, tolerance, max_iterations)
+
+    def decode(x, u):
+        image = u * _mass(x)
+        # What rounding puts above white, taken off without an effect on the gradient.
+        return image + jax.lax.stop_gradient(jnp.minimum(image, 1.0) - image)
+
+    def project(x, u, stepped, radius, memory: BallEvidence):
+        evidence = nearest(x, stepped * _mass(x), stepped - u, radius, memory)
+        return evidence.point / _mass(x), evidence
+
+    def init(x):
+        return x / _mass(x), _unmoved(x)
+
+    def random(key, x, radius):
+        u, memory = init(x)
+        return project(x, u, u + _noise(key, x) / _mass(x), radius, memory)
+
+    return FeasibleSet(init, random, decode, project, lambda x, u, memory: memory.cost)
+
+
+def _sinkhorn(
+    geometry: ott_geometry.Geometry,
+    reg: float,
+    cap: float | None,
+    tolerance: float,
+    max_iterations: int,
+) -> Callable[[Array, Array, Array, Array, BallEvidence], BallEvidence]:
+    """(x, w, (w − z)/m, radius, memory) ↦ the projection of w, started from z's duals."""
     if not reg > 0:
         raise InputError(f"reg must be positive, got {reg}")
 
-    def init(x: Array) -> tuple[Array, BallEvidence]:
-        nothing = jnp.zeros((), x.dtype)
-        evidence = BallEvidence(nothing, x, nothing, jnp.ones((), bool), jnp.zeros((), jnp.int32))
-        return x, evidence
-
-    def project(x, u, stepped, radius, memory: BallEvidence):
-        mass = jnp.sum(x)
-        beta = reg * (stepped - u) / jnp.where(mass > 0, mass, 1.0)
-        result = projected_sinkhorn(
-            geometry, x, stepped, radius, reg, Duals(beta, memory.psi),
-            tolerance=tolerance, max_iterations=max_iterations,
+    def nearest(x, w, step, radius, memory: BallEvidence) -> BallEvidence:
+        found = projected_sinkhorn(
+            geometry, x, w, radius, reg, Duals(reg * step, memory.psi),
+            cap=cap, tolerance=tolerance, max_iterations=max_iterations,
         )  # fmt: skip
-        evidence = BallEvidence(
-            result.duals.psi, result.point, result.cost, result.converged, result.iterations
+        return BallEvidence(
+            found.duals.psi, found.point, found.cost, found.converged, found.iterations
         )
-        return jnp.clip(result.point, 0.0, 1.0), evidence
 
-    def random(key, x, radius):
-        noise = jax.random.uniform(key, x.shape, x.dtype, -1.0, 1.0)
-        u, memory = init(x)
-        return project(x, u, x + noise, radius, memory)
+    return nearest
 
-    return FeasibleSet(init, random, lambda x, u: u, project, lambda x, u, memory: memory.cost)
+
+def _mass(x: Array) -> Array:
+    """Σx, and 1 for a blank image."""
+    mass = jnp.sum(x)
+    return jnp.where(mass > 0, mass, 1.0)
+
+
+def _noise(key: PRNGKeyArray, x: Array) -> Array:
+    return jax.random.uniform(key, x.shape, x.dtype, -1.0, 1.0)
+
+
+def _unmoved(x: Array) -> BallEvidence:
+    nothing = jnp.zeros((), x.dtype)
+    return BallEvidence(nothing, x, nothing, jnp.ones((), bool), jnp.zeros((), jnp.int32))
 
 
 def linf_ball() -> FeasibleSet:

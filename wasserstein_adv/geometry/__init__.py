@@ -1,5 +1,6 @@
 """Where mass may move, and at what cost: OTT-JAX geometries over the pixels of an image."""
 
+from wasserstein_adv.geometry.best_destination import Choice, best_destination
 from wasserstein_adv.geometry.costs import (
     Cost,
     euclidean_power,
@@ -20,10 +21,12 @@ from wasserstein_adv.geometry.log_kernel import (
 from wasserstein_adv.geometry.manhattan_grid import ManhattanGrid
 
 __all__ = [
+    "Choice",
     "Cost",
     "LocalGrid",
     "LogKernel",
     "ManhattanGrid",
+    "best_destination",
     "dense_grid",
     "euclidean_power",
     "exp_kernel",

@@ -14,6 +14,11 @@ and its dual, equation (16), is
 
 The dual is climbed by blocks: α (9), β (10), ψ (11). Channels carry mass of their own, transport
 never crosses them, and one ψ serves all.
+
+Hu, Swaminathan, Salman and Yang, *Improved Image Wasserstein Attacks and Defenses* (2020), add that
+no pixel may hold more than white, z'_j ≤ cap = 1/m, so that the projection is an image without a
+clamp that would take it out of the ball. Only the β step changes: where its z' exceeds the cap,
+z' = cap and β = ln cap − ln q.
 """
 
 import functools
@@ -26,8 +31,9 @@ from jaxtyping import Array, Bool, Float, Int
 from ott.geometry import geometry as ott_geometry
 
 from wasserstein_adv.geometry.local_grid import LocalGrid
-from wasserstein_adv.geometry.log_kernel import LogKernel
+from wasserstein_adv.geometry.log_kernel import LogKernel, safe_log
 from wasserstein_adv.projections.budget import dots, plan_cost, solve_psi
+from wasserstein_adv.projections.capacity import turn_away
 from wasserstein_adv.projections.kernel import (
     Kernel,
     check_shapes,
@@ -70,6 +76,8 @@ class Problem(NamedTuple):
     w: Float[Array, "h w c"]
     radius: Float[Array, ""]
     reg: Float[Array, ""]
+    cap: float | Float[Array, ""] = jnp.inf
+    """What a pixel holds at most."""
 
 
 class State(NamedTuple):
@@ -77,7 +85,7 @@ class State(NamedTuple):
 
     beta: Float[Array, "h w c"]
     z: Float[Array, "h w c"]
-    """w' − β/λ, kept because the subtraction would lose float32's digits."""
+    """min(w' − β/λ, cap), kept because the subtraction would lose float32's digits."""
     psi: Float[Array, ""]
     residual: Float[Array, ""]
     fits: Bool[Array, ""]
@@ -94,18 +102,23 @@ def alpha_step(log_x: Float[Array, "..."], row_lse: Float[Array, "..."]) -> Floa
 
 
 def beta_step(
-    w: Float[Array, "..."], log_q: Float[Array, "..."], reg: Float[Array, ""]
+    w: Float[Array, "..."],
+    log_q: Float[Array, "..."],
+    reg: Float[Array, ""],
+    cap: float | Float[Array, ""] = jnp.inf,
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """Equation (10): argmax over β, and the z = w − β/λ that it stands for.
+    """Equation (10): argmax over β, and the z = min(w − β/λ, cap) that it stands for.
 
     With t = ln λ + λw + ln q and Wright's omega ω, the equation's Lambert W is ω(t): z = ω(t)/λ and
     β = ln ω(t) − ln λ − ln q, which for t < 1 is λw − ω(t). Nothing is exponentiated, z is
-    never negative, and q = 0 (no mass in reach) gives z = 0, β = λw. Differentiable.
+    never negative, and q = 0 (no mass in reach) gives z = 0, β = λw. Where ω(t)/λ > cap, z = cap
+    and β = ln cap − ln q. Differentiable.
 
     Args:
       w: the stepped image, normalised.
       log_q: ln Σ_i exp(α_i − ψC_ij − 1), −∞ allowed.
       reg: λ.
+      cap: what a pixel holds at most, normalised; ∞ is equation (10) as it stands.
 
     Returns:
       (β, z).
@@ -116,7 +129,10 @@ def beta_step(
     low = t < 1.0
     finite_log_q = jnp.where(low, 0.0, log_q)
     beta = jnp.where(low, reg * w - omega, log_wright_omega(t) - log_reg - finite_log_q)
-    return beta, omega / reg
+    full = omega > reg * cap
+    log_cap = jnp.log(jnp.where(jnp.isinf(cap), 1.0, cap))
+    beta = jnp.where(full, log_cap - jnp.where(full, log_q, 0.0), beta)
+    return beta, jnp.minimum(omega / reg, cap)
 
 
 def psi_step(
@@ -144,13 +160,13 @@ def block_ascent(kernel: Kernel, problem: Problem, state: State) -> State:
     second derivative is −Σ_i x_i Var_i(C) in place of (12)'s −⟨Π, C²⟩, and which needs no kernel
     application of its own.
     """
-    x, w, radius, reg = problem
+    x, w, radius, reg, cap = problem
     log_x = jnp.log(x)
     row = kernel.log(state.beta, state.psi, 1)
     cost, slope = plan_cost(x, row)
     alpha = alpha_step(log_x, row.lse)
     column = kernel.log(alpha - 1.0, state.psi, 0)
-    beta, z = beta_step(w, column.lse, reg)
+    beta, z = beta_step(w, column.lse, reg, cap)
     psi = psi_step(state.psi, cost, slope, radius)
 
     moved = jnp.exp(state.beta + column.lse)
@@ -181,12 +197,13 @@ def dual_objective(
     radius: float | Float[Array, ""],
     reg: float | Float[Array, ""],
     duals: Duals,
+    cap: float | Float[Array, ""] = jnp.inf,
 ) -> Float[Array, ""]:
     """The dual (16) at (β, ψ) with α eliminated: a lower bound of (17)'s value.
 
     Args:
       geometry, radius, reg: as in `projected_sinkhorn`.
-      x, w: as there, but already divided by Σx.
+      x, w, cap: as there, but already divided by Σx; ∞ for no cap.
       duals: (β, ψ), β of x's shape.
     """
     if x.ndim == 2:
@@ -196,8 +213,9 @@ def dual_objective(
     row = log_domain(geometry).log(beta, duals.psi, 1)
     positive = x > 0
     alpha = alpha_step(jnp.log(jnp.where(positive, x, 1.0)), row.lse)
-    linear = jnp.sum(jnp.where(positive, x * alpha, 0.0)) + jnp.sum(beta * w)
-    return linear - jnp.sum(beta**2) / (2.0 * reg) - duals.psi * radius - jnp.sum(x)
+    linear = jnp.sum(jnp.where(positive, x * alpha, 0.0))
+    z = jnp.minimum(w - beta / reg, cap)  # minimises λ/2 (w − z)² + βz
+    return linear + jnp.sum(reg / 2.0 * (w - z) ** 2 + beta * z) - duals.psi * radius - jnp.sum(x)
 
 
 def projected_sinkhorn(
@@ -208,6 +226,7 @@ def projected_sinkhorn(
     reg: float | Float[Array, ""] = 1000.0,
     duals: Duals | None = None,
     *,
+    cap: float | Float[Array, ""] | None = None,
     tolerance: float = 1e-4,
     max_iterations: int = 1000,
     step: Step = block_ascent,
@@ -216,10 +235,12 @@ def projected_sinkhorn(
 
     The problem is stated at the top of this module. Whatever the number of iterations, the returned
     point is *feasible*: with β fixed, α is eliminated, which makes the masses right, and the scalar
-    ψ solved for the budget; the point is that plan's column sum.
+    ψ solved for the budget; the point is that plan's column sum. With a cap, what does not fit into
+    a pixel then stays where it came from (`capacity.turn_away`), so that the point needs no clamp.
 
-    The residual is Σ_j |Σ_i Π_ij − z_j| + |⟨Π, C⟩ − ε|/ε at (α(β, ψ), β, ψ), z = w' − β/λ, where
-    the second term counts only excess when ψ = 0. All other optimality conditions hold exactly.
+    The residual is Σ_j |Σ_i Π_ij − z_j| + |⟨Π, C⟩ − ε|/ε at (α(β, ψ), β, ψ), with the z that β
+    stands for, where the second term counts only excess when ψ = 0. All other optimality conditions
+    hold exactly.
 
     A pure function of one image: `jax.vmap` it over a batch, `jax.jit` it as you like. Gradients
     are refused with a clear error: wrap the arguments in `jax.lax.stop_gradient` where the
@@ -236,6 +257,8 @@ def projected_sinkhorn(
         costs in pixels, 0.5 moves half of the mass by one pixel.
       reg: λ > 0, weight of the distance against the entropy, for masses normalised to 1.
       duals: where to start; by default β = λ(w' − x') and the ψ that meets the budget there.
+      cap: what a pixel may hold, in the unit of x and at least max x; 1 for images. None for no
+        limit.
       tolerance: residual at which to stop.
       max_iterations: iterations at most, 1 or more.
       step: one iteration; `block_ascent` is the paper's.
@@ -252,12 +275,15 @@ def projected_sinkhorn(
     dtype = jnp.result_type(x, w, jnp.float32)
     x, w = jnp.asarray(x, dtype), jnp.asarray(w, dtype)
     radius, reg = jnp.asarray(radius, dtype), jnp.asarray(reg, dtype)
+    cap = None if cap is None else jnp.asarray(cap, dtype)
     flat = x.ndim == 2
     if flat:
         x, w = x[..., None], w[..., None]
         duals = None if duals is None else Duals(duals.beta.reshape(x.shape), duals.psi)
     solve = functools.partial(_solve, step=step, tolerance=tolerance, max_iterations=max_iterations)
-    projection = refuse_gradients("projected_sinkhorn", solve, geometry, x, w, radius, reg, duals)
+    projection = refuse_gradients(
+        "projected_sinkhorn", solve, geometry, x, w, radius, reg, duals, cap
+    )
     if flat:
         beta = projection.duals.beta[..., 0]
         projection = projection._replace(
@@ -273,6 +299,7 @@ def _solve(
     radius: Array,
     reg: Array,
     duals: Duals | None,
+    cap: Array | None,
     *,
     step: Step,
     tolerance: float,
@@ -287,14 +314,16 @@ def _solve(
     channel_mass = jnp.sum(x_unit, axis=(0, 1))
     shift = jnp.sum(x_unit * (w_unit - x_unit), axis=(0, 1))
     shift = shift / jnp.where(channel_mass > 0, channel_mass, 1.0)
-    problem = Problem(x_unit, w_unit - shift, radius, reg)
+    unlimited = jnp.full_like(reg, jnp.inf)
+    problem = Problem(x_unit, w_unit - shift, radius, reg, unlimited if cap is None else cap / unit)
     if duals is None:
         beta, psi = reg * (problem.w - problem.x), jnp.ones_like(reg)
     else:
         beta, psi = duals.beta.astype(x.dtype) - reg * shift, duals.psi.astype(x.dtype)
 
     def run(kernel: Kernel, psi: Array) -> tuple[Projection, Array]:
-        return _run(kernel, problem, Duals(beta, psi), step, tolerance, max_iterations)
+        found, fits = _run(kernel, problem, Duals(beta, psi), step, tolerance, max_iterations)
+        return found if cap is None else _fit(kernel, problem, found), fits
 
     def again(carry: tuple[Projection, Array]) -> tuple[Projection, Array]:
         # Starting from the ψ found so far makes the body depend on the carry: XLA would otherwise
@@ -325,7 +354,7 @@ def _run(
     max_iterations: int,
 ) -> tuple[Projection, Array]:
     """Iterates to the tolerance and finishes feasibly; says whether the kernel's range sufficed."""
-    x, w, radius, reg = problem
+    x, w, radius, reg, cap = problem
 
     def row_kernel(beta: Array, psi: Array) -> LogKernel:
         return kernel.log(beta, psi, 1)
@@ -333,7 +362,7 @@ def _run(
     beta = duals.beta
     # A rough ψ for this β costs one or two kernel applications and saves several iterations.
     psi = solve_psi(row_kernel, x, beta, radius, duals.psi, tolerance=0.1).psi
-    z = w - beta / reg
+    z = jnp.minimum(w - beta / reg, cap)
     inf = jnp.full((), jnp.inf, x.dtype)
     start = State(beta, z, psi, inf, jnp.ones((), bool))
 
@@ -356,3 +385,22 @@ def _run(
     cost = jnp.where(budget.converged, budget.cost, 0.0)
     duals = Duals(state.beta, budget.psi)
     return Projection(point, duals, cost, iterations, state.residual, converged), fits
+
+
+def _fit(kernel: Kernel, problem: Problem, found: Projection) -> Projection:
+    """A projection whose plan leaves at home what its pixels cannot hold."""
+    x, beta, psi = problem.x, *found.duals
+    row = kernel.log(beta, psi, 1)
+    staying = x * jnp.exp(beta - row.lse)
+
+    def kept(theta: Array) -> LogKernel:
+        return kernel.log(beta + safe_log(theta), psi, 1)
+
+    def leaving(theta: Array) -> Array:
+        return jnp.maximum(x * jnp.exp(kept(theta).lse - row.lse) - theta * staying, 0.0)
+
+    arriving = jnp.maximum(found.point - staying, 0.0)
+    theta, point = turn_away(x, arriving, leaving, problem.cap)
+    shares = kept(theta)
+    (cost,) = dots([shares.mean], x * jnp.exp(shares.lse - row.lse))
+    return found._replace(point=jnp.minimum(point, problem.cap), cost=cost)

@@ -1,0 +1,104 @@
+"""The strongest of the Wasserstein balls' attacks: exact projections, mass moved as a flow."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from wasserstein_adv.attacks.first_order import FirstOrderAttack, first_order
+from wasserstein_adv.attacks.methods import linf_unit, pgd
+from wasserstein_adv.attacks.schedules import linear
+from wasserstein_adv.attacks.sets import FeasibleSet
+from wasserstein_adv.errors import InputError
+from wasserstein_adv.projections.flow_projection import FlowState, flow_projection
+
+
+class FlowEvidence(NamedTuple):
+    """What a flow projection leaves behind."""
+
+    state: FlowState
+    """Where the next projection starts; its flow carries the clean image to `point`."""
+    point: Float[Array, "h w c"]
+    """The projection, which is the image."""
+    cost: Float[Array, ""]
+    """Length of that flow over the clean image's mass, at most the radius."""
+    residual: Float[Array, ""]
+    converged: Bool[Array, ""]
+    iterations: Int[Array, ""]
+
+
+def flow_ball(*, tolerance: float = 0.1, max_iterations: int = 200) -> FeasibleSet:
+    """Images in [0, 1] within a Wasserstein distance of x, at the cost |Δrow| + |Δcol| in pixels.
+
+    The exact ball, to anywhere, and the exact projection on it (`flow_projection`): no entropy, no
+    window and no clamp. Projections start from the flow and the potential of the one before.
+
+    Args:
+      tolerance, max_iterations: as for `flow_projection`; every point is feasible whatever they
+        are. The tolerance is on a bound that holds for certain, many times the error itself.
+    """
+
+    def init(x: Array) -> tuple[Array, FlowEvidence]:
+        nothing = jnp.zeros((), x.dtype)
+        state = FlowState(jnp.zeros((2, *x.shape), x.dtype), jnp.zeros_like(x), nothing + 1.0)
+        yes, none = jnp.ones((), bool), jnp.zeros((), jnp.int32)
+        return x, FlowEvidence(state, x, nothing, nothing, yes, none)
+
+    def project(x, u, stepped, radius, memory: FlowEvidence):
+        found = flow_projection(
+            x, stepped, radius, memory.state, tolerance=tolerance, max_iterations=max_iterations
+        )
+        evidence = FlowEvidence(
+            found.state, found.point, found.cost, found.residual, found.converged, found.iterations
+        )
+        return found.point, evidence
+
+    def random(key, x, radius):
+        noise = jax.random.uniform(key, x.shape, x.dtype, -1.0, 1.0)
+        u, memory = init(x)
+        return project(x, u, x + noise, radius, memory)
+
+    return FeasibleSet(init, random, lambda x, u: u, project, lambda x, u, memory: memory.cost)
+
+
+class FlowProtocol(NamedTuple):
+    """Settings of the attack. Units: pixels times fractions of the image's mass for radii, [0, 1]
+    intensities for the step."""
+
+    increment: float = 0.01
+    """Growth of the radius ε in every step, from this."""
+    steps: int = 200
+    step_size: float = 0.1
+    """Length of the step along the gradient, in the pixel that changes most."""
+
+
+MNIST = FlowProtocol()
+"""Evaluation on MNIST: the radii of Hu et al. (2020)."""
+
+
+def flow(
+    grid_size: tuple[int, int], protocol: FlowProtocol = MNIST, **first_order_options
+) -> FirstOrderAttack:
+    """Gradient steps projected on the flow ball, which grows until the image is fooled.
+
+    Args:
+      grid_size: (H, W) of the images; any.
+      protocol: the settings, `MNIST` by default.
+      **first_order_options: `objective`, `keep`, `targeted`, `random_start`, `restarts` as for
+        `first_order`.
+
+    Raises:
+      InputError: numbers out of range, no steps.
+    """
+    del grid_size  # the ball is the same on all; here so that every attack is built alike
+    for name in ("increment", "step_size"):
+        if not 0 < getattr(protocol, name) < float("inf"):
+            raise InputError(f"{name} must be positive and finite, got {getattr(protocol, name)}")
+    return first_order(
+        flow_ball(),
+        pgd(linf_unit(protocol.step_size)),
+        radius=linear(protocol.increment),
+        steps=protocol.steps,
+        **first_order_options,
+    )
