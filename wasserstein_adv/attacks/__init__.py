@@ -43,28 +43,40 @@ from wasserstein_adv.attacks.unbalanced import (
     unbalanced_neighbourhood,
 )
 from wasserstein_adv.attacks.wong import WongProtocol, wong
+from wasserstein_adv.attacks.wu import (
+    CouplingEvidence,
+    FrankWolfeProtocol,
+    ProjectionProtocol,
+    couplings,
+    wu_frank_wolfe,
+    wu_projection,
+)
 
 __all__ = [
     "AttackResult",
     "AttackState",
     "BallEvidence",
     "Candidate",
+    "CouplingEvidence",
     "FeasibleSet",
     "FirstOrderAttack",
     "FlowEvidence",
     "FlowProtocol",
+    "FrankWolfeProtocol",
     "HuProtocol",
     "Keep",
     "LogitsFn",
     "Method",
     "Moves",
     "Objective",
+    "ProjectionProtocol",
     "UnbalancedEvidence",
     "UnbalancedProtocol",
     "WongProtocol",
     "capped_ball",
     "closest",
     "constant",
+    "couplings",
     "cross_entropy",
     "first_order",
     "first_success",
@@ -88,4 +100,6 @@ __all__ = [
     "unbalanced_neighbourhood",
     "wasserstein_ball",
     "wong",
+    "wu_frank_wolfe",
+    "wu_projection",
 ]

@@ -8,9 +8,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from wasserstein_adv.attacks.first_order import FirstOrderAttack, first_order
 from wasserstein_adv.attacks.methods import linf_unit, pgd
-from wasserstein_adv.attacks.schedules import linear
+from wasserstein_adv.attacks.schedules import check_range, linear
 from wasserstein_adv.attacks.sets import FeasibleSet
-from wasserstein_adv.errors import InputError
 from wasserstein_adv.projections.flow_projection import FlowState, flow_projection
 
 
@@ -93,8 +92,7 @@ def flow(
     """
     del grid_size  # the ball is the same on all; here so that every attack is built alike
     for name in ("increment", "step_size"):
-        if not 0 < getattr(protocol, name) < float("inf"):
-            raise InputError(f"{name} must be positive and finite, got {getattr(protocol, name)}")
+        check_range(name, getattr(protocol, name))
     return first_order(
         flow_ball(),
         pgd(linf_unit(protocol.step_size)),
