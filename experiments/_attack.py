@@ -11,6 +11,7 @@ from experiments._attacks import (
     FAMILIES,
     KEEPS,
     OBJECTIVES,
+    Family,
     check_count,
     check_each,
     settings_of,
@@ -22,6 +23,7 @@ from experiments._evaluation import (
     measure_distances,
     predictions,
     provenance,
+    rulers,
     run_attack,
 )
 from experiments._grid import transport_measures, transport_summary
@@ -32,6 +34,11 @@ from wasserstein_adv.errors import InputError
 from wasserstein_adv.metrics import accuracy_at, wilson_interval
 
 _INSIDE = 1e-4  # relative slack of "inside the ball": float32 images, their mass rounded
+
+
+AttackName = Literal[
+    "projected-sinkhorn", "capped", "dual-projection", "frank-wolfe", "flow", "unbalanced"
+]
 
 
 @dataclass(frozen=True)
@@ -48,9 +55,12 @@ class AttackOptions:
     """Weights to attack: a published PyTorch file (.pth) or a folder of train_mnist. By default a
     standard model of the dataset, trained on the first run and cached."""
 
-    attack: Literal["projected-sinkhorn", "unbalanced"] = "projected-sinkhorn"
+    attack: AttackName = "projected-sinkhorn"
     """projected-sinkhorn (Wong et al. 2019): a Wasserstein ball that grows until the classifier
-    errs. unbalanced (Subramanyam): steps drawn back by unbalanced transport."""
+    errs. capped (Hu et al. 2020): the same with no pixel above white, and long steps.
+    dual-projection, frank-wolfe (Wu et al. 2020): the coupling is moved, in one ball. flow: exact
+    projections on a growing ball of the cost |Δrow| + |Δcol|, the strongest. unbalanced
+    (Subramanyam): steps drawn back by unbalanced transport."""
 
     preset: str = "paper"
     """Settings to start from: paper; script (projected-sinkhorn: those of the published script);
@@ -69,8 +79,8 @@ class AttackOptions:
     """Exponent of the ground cost."""
 
     radii: tuple[float, ...] | None = None
-    """projected-sinkhorn: radii at which to report the accuracy that is left. By default 0.3, 0.5,
-    0.7 and 1.0."""
+    """Balls: radii at which to report the accuracy that is left; by default a few that suit the
+    attack."""
 
     start_radius: float | None = None
     """projected-sinkhorn: radius of the first step."""
@@ -81,11 +91,15 @@ class AttackOptions:
     grow_every: int | None = None
     """projected-sinkhorn: once in so many steps."""
 
+    increment: float | None = None
+    """capped, flow: growth of the radius in every step, from this."""
+
     reg: float | None = None
-    """projected-sinkhorn: λ, the projection's weight on the distance against the plan's entropy."""
+    """projected-sinkhorn, capped: λ, the projection's weight on the distance against the plan's
+    entropy. frank-wolfe: 1/γ, weight of the gradient against it."""
 
     window: int | None = None
-    """projected-sinkhorn: side of the window in which mass may move, in pixels, odd."""
+    """Balls but flow: side of the window in which mass may move, in pixels, odd."""
 
     variant: Literal["exact", "published"] | None = None
     """unbalanced: exact solves the stated problem; published is the paper's iteration."""
@@ -109,7 +123,8 @@ class AttackOptions:
     """unbalanced: length of the image's side in units of cost."""
 
     radius: float | None = None
-    """unbalanced: ε, what the plan's normalised cost is compared with."""
+    """dual-projection, frank-wolfe: ε. unbalanced: what the plan's normalised cost is compared
+    with."""
 
     floor: float | None = None
     """unbalanced, published: what stands for a zero pixel under its logarithm."""
@@ -139,8 +154,8 @@ class AttackOptions:
 
 _SHARED = ("objective", "random_start", "restarts")
 _OWN = (
-    "steps", "step_size", "p", "start_radius", "growth", "grow_every", "reg", "window", "variant",
-    "norm", "iterations", "eta", "tau", "gamma", "scale", "radius", "floor",
+    "steps", "step_size", "p", "start_radius", "growth", "grow_every", "increment", "reg", "window",
+    "variant", "norm", "iterations", "eta", "tau", "gamma", "scale", "radius", "floor",
 )  # fmt: skip
 
 
@@ -156,14 +171,14 @@ def attack(config: AttackOptions, command: str) -> None:
     """
     own = {option: getattr(config, option) for option in _OWN}
     protocol = settings_of(config.attack, config.preset, own)
-    _check(config)
     family = FAMILIES[config.attack]
+    _check(config)
     keep = config.keep or family.keep
-    is_ball = config.attack == "projected-sinkhorn"
+    radii = _radii(config, protocol)
     settings = {
         "attack": config.attack,
         **{option: getattr(config, option) for option in _SHARED},
-        **({"radii": _radii(config)} if is_ball else {}),
+        **({"radii": radii} if radii else {}),
         "keep": keep,
         **protocol._asdict(),
     }
@@ -204,9 +219,11 @@ def attack(config: AttackOptions, command: str) -> None:
         clean=subject.x, adversarial=result.image, before_clamp=result.evidence.point,
         label=subject.y, prediction=answers,
     )  # fmt: skip
-    report = _report_ball if is_ball else _report_unbalanced
     started = time.perf_counter()
-    results |= report(config, protocol, folder.path, subject, result, answers, keep)
+    if family.ball is not None:
+        results |= _report_ball(family, protocol, radii, folder.path, subject, result, answers)
+    else:
+        results |= _report_unbalanced(family, protocol, folder.path, subject, result, answers, keep)
     results["seconds"]["report"] = round(time.perf_counter() - started, 3)
     end(run, results, results_table)
 
@@ -215,15 +232,20 @@ def _check(config: AttackOptions) -> None:
     """Refuse what no attack's settings hold."""
     for option in ("restarts", "batch_size"):
         check_count(option, getattr(config, option))
-    if config.radii is not None and config.attack != "projected-sinkhorn":
-        raise InputError(f"--radii is not an option of --attack {config.attack}")
-    check_each("radii", _radii(config))
+    if config.radii is not None:
+        if FAMILIES[config.attack].ball is None:
+            raise InputError(f"--radii is not an option of --attack {config.attack}")
+        check_each("radii", config.radii)
     if config.restarts > 1 and not config.random_start:
         raise InputError("--restarts above 1 needs --random-start")
 
 
-def _radii(config: AttackOptions) -> tuple[float, ...]:
-    return (0.3, 0.5, 0.7, 1.0) if config.radii is None else config.radii
+def _radii(config: AttackOptions, protocol: Any) -> tuple[float, ...]:
+    """The radii to report accuracy at; none for an attack without a ball."""
+    ball = FAMILIES[config.attack].ball
+    if ball is None:
+        return ()
+    return config.radii or ball.radii(protocol)
 
 
 def _share(name: str, hits: np.ndarray) -> dict[str, Any]:
@@ -236,29 +258,19 @@ def _share(name: str, hits: np.ndarray) -> dict[str, Any]:
 
 
 def _report_ball(
-    config: AttackOptions,
+    family: Family,
     protocol: Any,
+    radii: tuple[float, ...],
     path: Path,
     subject: Subject,
     result: AttackResult,
     answers: np.ndarray,
-    keep: str,
 ) -> dict[str, Any]:
     """Accuracy against the radius, and the exact distances as fractions of it."""
     x = subject.x
-    radii = _radii(config)
-    cost = FAMILIES[config.attack].cost(protocol, x.shape[1:3])
-    # Three solves an image: inside the window before and after the clamp, and to anywhere.
-    found = measure_distances(
-        x,
-        {
-            "window_before_clamp": (result.evidence.point, cost, protocol.window),
-            "window_after_clamp": (result.image, cost, protocol.window),
-            "global_after_clamp": (result.image, cost, None),
-        },
-    )
+    found = measure_distances(x, rulers(family, protocol, x, result.image, result.evidence.point))
     distances = {name: distance.total for name, distance in found.items()}
-    distances["mass_change"] = found["global_after_clamp"].mass_ratio - 1.0
+    distances["mass_change"] = found["global_distance"].mass_ratio - 1.0
     save_arrays(
         path / "radii.npz",
         radius=result.radius, budget=result.budget, steps=result.steps, success=result.success,
@@ -270,14 +282,15 @@ def _report_ball(
         r: (a, low, high)
         for r, a, low, high in zip(radii, curve.accuracy, curve.low, curve.high, strict=True)
     }
-    last = protocol.start * protocol.factor ** ((protocol.steps - 1) // protocol.every)
-    window = f"{protocol.window}×{protocol.window}"
-    title = f"{subject.data}: {len(x):,} images, projected Sinkhorn, {window}"
-    plot_curve(path / "curve.png", {"attack": result.radius}, max(last, *radii), marks, title)
+    window = getattr(protocol, "window", None)
+    within = f"{window}×{window}" if window else "to anywhere"
+    title = f"{subject.data}: {len(x):,} images, {family.title}, {within}"
+    last = max(family.ball.largest(protocol), *radii)
+    plot_curve(path / "curve.png", {"attack": result.radius}, last, marks, title)
     shown = _shown(result)
     plot_examples(
         path / "examples.png", x[shown], result.image[shown], result.radius[shown],
-        subject.y[shown], answers[shown], distances["window_after_clamp"][shown],
+        subject.y[shown], answers[shown], next(iter(distances.values()))[shown],
     )  # fmt: skip
 
     def keyed(values: np.ndarray) -> dict[str, Any]:
@@ -298,27 +311,22 @@ def _distance_summary(distances: dict[str, np.ndarray], result: AttackResult) ->
     if count == 0:
         return {"measured": 0}
     budget = result.budget[claimed].astype(np.float64)
-    before, after, anywhere = (
-        distances[name][claimed] / budget
-        for name in ("window_before_clamp", "window_after_clamp", "global_after_clamp")
-    )
+    summary: dict[str, Any] = {"measured": count}
+    for ruler in ("window", "global"):
+        if f"{ruler}_distance" in distances:
+            share = distances[f"{ruler}_distance"][claimed] / budget
+            summary[ruler] = {
+                "median": float(np.median(share)),
+                "max": float(np.max(share)),
+                "no_plan": float(np.isinf(share).mean()),
+                "inside": float((share <= 1.0 + _INSIDE).mean()),
+            }
+    if "window_before_clamp" in distances:
+        before = distances["window_before_clamp"][claimed] / budget
+        summary["window"]["inside_before_clamp"] = float((before <= 1.0 + _INSIDE).mean())
     change = np.abs(distances["mass_change"][claimed])
-    return {
-        "measured": count,
-        "window": {
-            "median": float(np.median(after)),
-            "max": float(np.max(after)),
-            "no_plan": float(np.isinf(after).mean()),
-            "inside_before_clamp": float((before <= 1.0 + _INSIDE).mean()),
-            "inside_after_clamp": float((after <= 1.0 + _INSIDE).mean()),
-        },
-        "global": {
-            "median": float(np.median(anywhere)),
-            "max": float(np.max(anywhere)),
-            "inside_after_clamp": float((anywhere <= 1.0 + _INSIDE).mean()),
-        },
-        "mass_change": {"median": float(np.median(change)), "max": float(np.max(change))},
-    }
+    summary["mass_change"] = {"median": float(np.median(change)), "max": float(np.max(change))}
+    return summary
 
 
 def _shown(result: AttackResult) -> np.ndarray:
@@ -331,7 +339,7 @@ def _shown(result: AttackResult) -> np.ndarray:
 
 
 def _report_unbalanced(
-    config: AttackOptions,
+    family: Family,
     protocol: Any,
     path: Path,
     subject: Subject,
@@ -341,7 +349,7 @@ def _report_unbalanced(
 ) -> dict[str, Any]:
     """The accuracy that is left, what became of the mass, and the exact distances."""
     x = subject.x
-    cost = FAMILIES[config.attack].cost(protocol, x.shape[1:3])
+    cost = family.cost(protocol, x.shape[1:3])
     distance = measure_distances(x, {"distance": (result.image, cost, None)})["distance"]
     measures = transport_measures(result, distance.total, distance.mass_ratio)
     save_arrays(

@@ -15,8 +15,17 @@ from wasserstein_adv.attacks import (
     last,
     margin,
 )
+from wasserstein_adv.attacks import flow as flow_attack
+from wasserstein_adv.attacks.flow import FlowProtocol
+from wasserstein_adv.attacks.hu import HuProtocol, hu
 from wasserstein_adv.attacks.unbalanced import PAPER, TRANSPORT, unbalanced
 from wasserstein_adv.attacks.wong import MNIST, MNIST_SCRIPT, wong
+from wasserstein_adv.attacks.wu import (
+    FrankWolfeProtocol,
+    ProjectionProtocol,
+    wu_frank_wolfe,
+    wu_projection,
+)
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.geometry import Cost, euclidean_power, minkowski, unit_square
 
@@ -29,8 +38,22 @@ KEEPS: dict[str, Callable[[], Keep]] = {
 }
 
 
+class Ball(NamedTuple):
+    """What is particular to an attack within a Wasserstein ball."""
+
+    largest: Callable[[Any], float]
+    """settings ↦ the radius of the last step."""
+    radii: Callable[[Any], tuple[float, ...]]
+    """settings ↦ the radii at which accuracy is reported unless others are asked for."""
+    clamped: bool = False
+    """Whether the projected image is clamped to [0, 1] afterwards, which can lead out of it."""
+
+
 class Family(NamedTuple):
     """An attack that takes settings."""
+
+    title: str
+    """The attack in a few words."""
 
     presets: Mapping[str, Any]
     """Settings by name, NamedTuples of one type; the first is the default."""
@@ -47,6 +70,8 @@ class Family(NamedTuple):
     cost: Callable[[Any, tuple[int, int]], Cost]
     """(settings, grid_size) ↦ the cost of a displacement in pixels, by which it is measured: in
     pixels for balls, in the unit square, whatever the scale, for unbalanced."""
+    ball: Ball | None = None
+    """None for an attack that no ball bounds."""
 
 
 def _in_unit_square(settings: Any, grid_size: tuple[int, int]) -> Cost:
@@ -55,17 +80,79 @@ def _in_unit_square(settings: Any, grid_size: tuple[int, int]) -> Cost:
     return lambda drow, dcol: ground(drow * row, dcol * column)
 
 
+def _euclidean(settings: Any, grid_size: tuple[int, int]) -> Cost:
+    del grid_size
+    return euclidean_power(settings.p)
+
+
+def _growing(settings: Any) -> float:
+    return settings.increment * settings.steps
+
+
+def _wong_largest(settings: Any) -> float:
+    return settings.start * settings.factor ** ((settings.steps - 1) // settings.every)
+
+
+_AT_ONE_RADIUS = Ball(lambda settings: settings.radius, lambda settings: (settings.radius,))
+
 FAMILIES = {
     "projected-sinkhorn": Family(
+        title="projected Sinkhorn",
         presets={"paper": MNIST, "script": MNIST_SCRIPT},
         build=wong,
         keep="first-success",
         options={"start": "start_radius", "factor": "growth", "every": "grow_every"},
         positive=("start", "factor", "step_size", "reg", "p"),
         counts=("every", "steps"),
-        cost=lambda settings, grid_size: euclidean_power(settings.p),
+        cost=_euclidean,
+        ball=Ball(_wong_largest, lambda _: (0.3, 0.5, 0.7, 1.0), clamped=True),
+    ),
+    "capped": Family(
+        title="capped projected Sinkhorn",
+        presets={"paper": HuProtocol()},
+        build=hu,
+        keep="first-success",
+        options={},
+        positive=("increment", "step_size", "reg", "p"),
+        counts=("steps",),
+        cost=_euclidean,
+        ball=Ball(_growing, lambda _: (0.05, 0.1, 0.2, 0.5, 1.0)),
+    ),
+    "dual-projection": Family(
+        title="dual projection",
+        presets={"paper": ProjectionProtocol()},
+        build=wu_projection,
+        keep="first-success",
+        options={},
+        positive=("radius", "step_size", "p"),
+        counts=("steps",),
+        cost=_euclidean,
+        ball=_AT_ONE_RADIUS,
+    ),
+    "frank-wolfe": Family(
+        title="Frank-Wolfe",
+        presets={"paper": FrankWolfeProtocol()},
+        build=wu_frank_wolfe,
+        keep="first-success",
+        options={},
+        positive=("radius", "reg", "p"),
+        counts=("steps",),
+        cost=_euclidean,
+        ball=_AT_ONE_RADIUS,
+    ),
+    "flow": Family(
+        title="exact projection, flow",
+        presets={"paper": FlowProtocol()},
+        build=flow_attack,
+        keep="first-success",
+        options={},
+        positive=("increment", "step_size"),
+        counts=("steps",),
+        cost=lambda settings, grid_size: minkowski(1.0),
+        ball=Ball(_growing, lambda _: (0.02, 0.05, 0.1, 0.2, 0.5)),
     ),
     "unbalanced": Family(
+        title="unbalanced transport",
         presets={"paper": PAPER, "transport": TRANSPORT},
         build=unbalanced,
         keep="last",

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from experiments._attacks import Family
 from experiments._cli import use_all_cores
 from experiments._report import run_environment
 from experiments._runs import (
@@ -291,3 +292,33 @@ def measure_distances(
                 progress=lambda done, offset=offset: bar.update(task, completed=offset + done),
             )  # fmt: skip
     return found
+
+
+def rulers(
+    family: Family,
+    settings: Any,
+    x: Float[np.ndarray, "n h w c"],
+    images: Float[np.ndarray, "n h w c"],
+    before_clamp: Float[np.ndarray, "n h w c"],
+) -> dict[str, tuple[Float[np.ndarray, "n h w c"], Cost, int | None]]:
+    """How an attack's images are measured against the ball that it claims, for `measure_distances`.
+
+    Args:
+        family: the attack, one within a ball.
+        settings: its settings.
+        x: the clean images.
+        images: the adversarial images.
+        before_clamp: what they were before they were clamped.
+
+    Returns:
+        "window_distance", at the attack's cost and inside its window, where it has one;
+        "window_before_clamp", the same before the clamp, where it clamps; "global_distance", at the
+        same cost to anywhere.
+    """
+    cost, window = family.cost(settings, x.shape[1:3]), getattr(settings, "window", None)
+    found = {}
+    if window:
+        found["window_distance"] = (images, cost, window)
+    if family.ball.clamped:
+        found["window_before_clamp"] = (before_clamp, cost, window)
+    return {**found, "global_distance": (images, cost, None)}

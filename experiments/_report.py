@@ -309,9 +309,9 @@ def _distance_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         for measure in ("median", "max"):
             if (value := part.get(measure)) is not None:
                 rows.append((f"{what}: {measure}", _number(value), ""))
-        for when in ("before", "after"):
-            if (share := part.get(f"inside_{when}_clamp")) is not None:
-                rows.append((f"inside the ball {when} the clamp, {name}", _percent(share), ""))
+        for measure, when in (("inside_before_clamp", " before the clamp"), ("inside", "")):
+            if (share := part.get(measure)) is not None:
+                rows.append((f"inside the ball{when}, {name}", _percent(share), ""))
     return rows
 
 

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from experiments._attack import AttackOptions, attack
+from experiments._attack import AttackName, AttackOptions, attack
 from experiments._cli import run_command
 
 
@@ -22,9 +22,8 @@ class AttackFashionMnistConfig(AttackOptions):
     data: Literal["fashion_mnist"] = "fashion_mnist"
     """The dataset; downloaded and prepared where it is not."""
 
-    attack: Literal["projected-sinkhorn", "unbalanced"] = "unbalanced"
-    """projected-sinkhorn (Wong et al. 2019): a Wasserstein ball that grows until the classifier
-    errs. unbalanced (Subramanyam): steps drawn back by unbalanced transport."""
+    attack: AttackName = "unbalanced"
+    """As of attack_mnist."""
 
 
 def main(config: AttackFashionMnistConfig) -> None:

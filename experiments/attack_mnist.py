@@ -15,11 +15,12 @@ from experiments._cli import run_command
 class AttackMnistConfig(AttackOptions):
     """Attack a digit classifier, and measure what the attack did by an independent solver.
 
-    With --attack projected-sinkhorn (Wong et al. 2019), the default, a Wasserstein ball around each
-    image grows until the classifier errs; the radius at which it does is the image's radius, in
-    pixels times the fraction of the image's mass. With --attack unbalanced, signed steps are drawn
-    back by unbalanced transport, and what becomes of the mass is reported. Options that are not
-    given have the values of the attack's paper; those of the other attack are refused.
+    Most attacks stay in a Wasserstein ball around each image: with --attack projected-sinkhorn, the
+    default, capped and flow it grows until the classifier errs, and the radius at which it does is
+    the image's radius, in pixels times the fraction of the image's mass; with dual-projection and
+    frank-wolfe it is one ball for all. With --attack unbalanced, signed steps are drawn back by
+    unbalanced transport, and what becomes of the mass is reported. Options that are not given have
+    the values of the attack's paper; those of other attacks are refused.
     """
 
     data: Literal["auto", "mnist", "mnist-5k"] = "auto"

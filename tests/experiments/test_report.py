@@ -38,7 +38,7 @@ RESULTS = {
             "median": 0.97,
             "max": 1.01,
             "inside_before_clamp": 1.0,
-            "inside_after_clamp": 0.985,
+            "inside": 0.985,
         },
         "global": {"median": 0.91, "max": 1.0},
         "mass_change": {"median": 0.001, "max": 0.02},
