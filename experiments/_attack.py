@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments._attacks import (
     FAMILIES,
+    INSIDE,
     KEEPS,
     OBJECTIVES,
     Family,
@@ -32,9 +33,6 @@ from experiments._runs import save_arrays
 from wasserstein_adv.attacks import AttackResult
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.metrics import accuracy_at, wilson_interval
-
-_INSIDE = 1e-4  # relative slack of "inside the ball": float32 images, their mass rounded
-
 
 AttackName = Literal[
     "projected-sinkhorn", "capped", "dual-projection", "frank-wolfe", "flow", "unbalanced"
@@ -319,11 +317,11 @@ def _distance_summary(distances: dict[str, np.ndarray], result: AttackResult) ->
                 "median": float(np.median(share)),
                 "max": float(np.max(share)),
                 "no_plan": float(np.isinf(share).mean()),
-                "inside": float((share <= 1.0 + _INSIDE).mean()),
+                "inside": float((share <= 1.0 + INSIDE).mean()),
             }
     if "window_before_clamp" in distances:
         before = distances["window_before_clamp"][claimed] / budget
-        summary["window"]["inside_before_clamp"] = float((before <= 1.0 + _INSIDE).mean())
+        summary["window"]["inside_before_clamp"] = float((before <= 1.0 + INSIDE).mean())
     change = np.abs(distances["mass_change"][claimed])
     summary["mass_change"] = {"median": float(np.median(change)), "max": float(np.max(change))}
     return summary

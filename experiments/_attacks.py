@@ -29,6 +29,9 @@ from wasserstein_adv.attacks.wu import (
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.geometry import Cost, euclidean_power, minkowski, unit_square
 
+INSIDE = 1e-4
+"""Relative slack of "inside the ball": float32 images, their mass rounded."""
+
 OBJECTIVES = {"cross-entropy": cross_entropy, "margin": margin}
 KEEPS: dict[str, Callable[[], Keep]] = {
     "first-success": first_success,

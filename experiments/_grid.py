@@ -4,6 +4,7 @@ import time
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,8 @@ class Cell(NamedTuple):
     steps: int
     cost: Cost
     """By which the images are measured, of displacements in pixels."""
+    others: Mapping[str, tuple[Cost, int | None]] = MappingProxyType({})
+    """More costs and windows, None for none, to measure them by: under which name."""
 
 
 def run_cells(
@@ -47,9 +50,9 @@ def run_cells(
         shown: of how many, from the first, to keep the image.
 
     Returns:
-        By name, the arrays "success" and "prediction" of N images; "distance", "mass_change" and,
-        of an unbalanced attack, "plan_cost", "moved", "unmatched" and "residual"; "image" of those
-        shown; "seconds", the attack's.
+        By name, the arrays "success", "prediction", "radius" and "budget" of N images; "distance",
+        the cell's others, "mass_change" and, of an unbalanced attack, "plan_cost", "moved",
+        "unmatched" and "residual"; "image" of those shown; "seconds", the attack's.
     """
     found = {}
     count = min(distance_images, len(subject.x))
@@ -78,9 +81,10 @@ def _run(
     )
     started = time.perf_counter()
     first = result.image[:count]
-    distance = measure_distances(
-        subject.x[:count], {"distance": (first, cell.cost, None)}, f"{title}: distances"
-    )["distance"]
+    parts = {"distance": (first, cell.cost, None)}
+    parts |= {name: (first, *ruler) for name, ruler in cell.others.items()}
+    found = measure_distances(subject.x[:count], parts, f"{title}: distances")
+    distance = found.pop("distance")
     before, after = (images.sum((1, 2, 3), np.float64) for images in (subject.x, result.image))
     ratio = np.divide(after, before, out=np.full_like(before, np.nan), where=before > 0)
     measures = {"distance": distance.total, "mass_change": ratio - 1.0}
@@ -90,7 +94,10 @@ def _run(
     return {
         "success": result.success,
         "prediction": predictions(subject.weights, result.image),
+        "radius": result.radius,
+        "budget": result.budget,
         **measures,
+        **{name: other.total for name, other in found.items()},
         "image": result.image[:shown],
         "seconds": np.float64(seconds),
         "measuring": np.float64(time.perf_counter() - started),

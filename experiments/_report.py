@@ -30,7 +30,15 @@ _PACKAGES = ("jax", "jaxlib", "ott-jax", "optax", "flax", "numpy", "POT")
 
 _DPI = 160
 _GREY = "0.35"
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#000000",
+)  # Okabe and Ito
 _MAX_KNOTS = 1000  # of a curve; more cannot be told apart in a figure
 _MAX_EXAMPLES = 10
 
@@ -70,7 +78,7 @@ def plot_curve(
     figure = new_figure(6.4, 4.0)
     axes = figure.add_subplot()
     for number, (name, radii) in enumerate(curves.items()):
-        _draw_curve(axes, np.asarray(radii), max_radius, name, COLOURS[number % len(COLOURS)])
+        draw_curve(axes, np.asarray(radii), max_radius, name, COLOURS[number % len(COLOURS)])
     for radius, (share, low, high) in sorted(marks.items()):
         if radius <= max_radius:
             _draw_mark(axes, radius, share, low, high, max_radius)
@@ -86,14 +94,28 @@ def plot_curve(
     save_figure(figure, path)
 
 
-def _draw_curve(
-    axes: "Axes", radii: Float[np.ndarray, "n"], max_radius: float, name: str, colour: str
+def draw_curve(
+    axes: "Axes",
+    radii: Float[np.ndarray, "n"],
+    max_radius: float,
+    name: str,
+    colour: str,
+    start: float = 0.0,
 ) -> None:
-    """Draw one curve and its band. It falls at each radius, where the image is already fooled."""
+    """Draw one curve and its band. It falls at each radius, where the image is already fooled.
+
+    Args:
+        axes: Where.
+        radii: The radius of each image, as for `plot_curve`.
+        max_radius: Where the curve ends.
+        name: What the legend calls it.
+        colour: Its colour.
+        start: Where the curve begins.
+    """
     knots = np.unique(radii[radii < max_radius])
     if len(knots) > _MAX_KNOTS:
         knots = np.linspace(0, max_radius, _MAX_KNOTS, endpoint=False)
-    curve = accuracy_at(radii, np.concatenate([[0.0], knots, [max_radius]]))
+    curve = accuracy_at(radii, np.concatenate([[start], knots[knots > start], [max_radius]]))
     axes.fill_between(
         curve.radius,
         100 * curve.low,

@@ -65,15 +65,15 @@ class FlowProtocol(NamedTuple):
     """Settings of the attack. Units: pixels times fractions of the image's mass for radii, [0, 1]
     intensities for the step."""
 
-    increment: float = 0.01
+    increment: float = 0.005
     """Growth of the radius ε in every step, from this."""
-    steps: int = 200
-    step_size: float = 0.1
+    steps: int = 400
+    step_size: float = 0.3
     """Length of the step along the gradient, in the pixel that changes most."""
 
 
 MNIST = FlowProtocol()
-"""Evaluation on MNIST: the radii of Hu et al. (2020)."""
+"""Evaluation on MNIST."""
 
 
 def flow(

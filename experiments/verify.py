@@ -1,0 +1,445 @@
+"""Check a finished attack from what it left: distances are measured again, claims worked out again.
+
+python -m experiments.verify RUN_DIR
+"""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import tyro
+from jaxtyping import Bool, Float
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from experiments._attack import _distance_summary
+from experiments._attacks import FAMILIES, INSIDE, Family, check_count, check_positive
+from experiments._cli import run_command
+from experiments._evaluation import measure_distances, rulers
+from experiments._grid import transport_summary
+from experiments._runs import RunFolder, stored_results
+from wasserstein_adv.errors import InputError
+from wasserstein_adv.geometry import Cost
+from wasserstein_adv.metrics import accuracy_at, wilson_interval
+
+# How far apart two numbers may be that agree.
+_RELATIVE = 1e-6
+_ABSOLUTE = 1e-7  # the solver's digits, in pixels, and float32's, in shares of the mass
+
+_ROUNDING = 1e-6  # of a pixel, in float32
+_IMAGES = ("clean", "adversarial", "before_clamp")
+_DISAGREES = 1  # the exit status
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """Check a finished attack from its folder alone, without its dataset or its classifier.
+
+    The exact distances are measured again on the stored images, and what `results.json` says of
+    distances, accuracies and mass is worked out again from them and from the stored arrays. What
+    only the classifier could tell, its answers to the images, is taken as recorded; so are times.
+    Nothing is written. The exit status is 0 where all agrees, 1 where something does not, and 2
+    where the folder cannot be checked.
+    """
+
+    run_dir: tyro.conf.Positional[Path]
+    """Folder of a finished run of attack_mnist or attack_fashion_mnist."""
+
+    images: int | None = None
+    """Measure the distances of so many images only, from the first. By default of all."""
+
+
+class Claim(NamedTuple):
+    """Something that a run recorded, beside what it should be."""
+
+    name: str
+    """An array, an entry of `results.json` by its keys, or a sentence about the arrays."""
+    recorded: str
+    recomputed: str
+    wrong: int
+    """In how many of its values the two differ."""
+    values: int
+
+    @property
+    def agrees(self) -> bool:
+        """Whether they differ in none."""
+        return self.wrong == 0
+
+
+class Arrays(dict[str, np.ndarray]):
+    """Arrays by name; one that is asked for and not there is an `InputError`."""
+
+    def __init__(self, where: Path, arrays: Mapping[str, np.ndarray]):
+        super().__init__(arrays)
+        self.where = where
+
+    def __missing__(self, name: str) -> np.ndarray:
+        raise InputError(f"{self.where}: holds no array {name}")
+
+
+def main(config: VerifyConfig) -> None:
+    """Check a run and print a table of its claims.
+
+    Args:
+        config: the command's options.
+
+    Raises:
+        InputError: an option is out of range, or the folder holds no run that can be checked.
+        SystemExit: with status 1, where something does not agree.
+    """
+    if config.images is not None:
+        check_count("images", config.images)
+    family, claims = check_run(config.run_dir, config.images)
+    wrong = sum(not claim.agrees for claim in claims)
+    verdict = f"{wrong} of {len(claims)} do not agree" if wrong else f"all {len(claims)} agree"
+    # No markup: names can come from the file that is being checked.
+    console = Console(markup=False, highlight=False)
+    console.print(claims_table(family.title, claims))
+    console.print(f"{config.run_dir}: {verdict}", soft_wrap=True)
+    if wrong:
+        raise SystemExit(_DISAGREES)
+
+
+def check_run(folder: Path, images: int | None = None) -> tuple[Family, list[Claim]]:
+    """Check a run of attack_mnist or attack_fashion_mnist.
+
+    Args:
+        folder: the run's; only read.
+        images: on how many images, from the first, to measure distances; None for all.
+
+    Returns:
+        The attack and all that the run claims.
+
+    Raises:
+        InputError: the folder holds no such run, or a damaged one.
+    """
+    results = _results(folder)
+    recorded = results.get("attack")
+    if not isinstance(recorded, Mapping):
+        raise InputError(f"{folder}: is a run of another command, its results name no attack")
+    family = FAMILIES.get(str(recorded.get("name")))
+    if family is None:
+        raise InputError(f"{folder}: is a run of an unknown attack, {recorded.get('name')!r}")
+    settings = _settings(family, recorded, folder)
+    measures = "measures.npz" if family.ball is None else "radii.npz"
+    images_file, measures_file = (_load(folder / name) for name in ("adversarial.npz", measures))
+    _check_shapes(images_file["clean"], images_file, measures_file)
+    arrays = Arrays(folder, images_file | measures_file)
+    count = len(arrays["clean"])
+
+    claims = [*_entries("dataset.num_images", _part(results, "dataset").get("num_images"), count)]
+    for name in sorted(images_file.keys() & measures_file.keys()):
+        claims.append(_each(f"{name}, in both files", images_file[name], measures_file[name]))
+    claims += check_attack(family, settings, arrays, results, min(images or count, count))
+    if family.ball is not None and recorded.get("keep") == "first-success":
+        # An image that needs no attack keeps radius 0. Other rules may prefer a later iterate.
+        claims += _shares(results, "nominal", arrays["radius"] > 0)
+    return family, claims
+
+
+def check_attack(
+    family: Family,
+    settings: Any,
+    arrays: Mapping[str, np.ndarray],
+    recorded: Mapping[str, Any],
+    images: int,
+) -> list[Claim]:
+    """Check the arrays that one attack left, and the results that were drawn from them.
+
+    Args:
+        family: the attack.
+        settings: its settings.
+        arrays: "clean", "adversarial", "before_clamp", "label", "prediction" and "success" of N
+            images, and what `radii.npz` holds of an attack in a ball or `measures.npz` of the
+            unbalanced one.
+        recorded: the results, as `results.json` has them.
+        images: on how many images, from the first, to measure distances, from 1 to N.
+
+    Returns:
+        The claims: of the images, of each array of distances, of each entry of the results.
+
+    Raises:
+        InputError: the results have no accuracies, or arrays hold what no attack leaves there.
+    """
+    check = _check_unbalanced if family.ball is None else _check_ball
+    return [*_check_images(arrays), *check(family, settings, arrays, recorded, images)]
+
+
+# What the claims are ------------------------------------------------------------------------------
+
+
+def _check_images(arrays: Mapping[str, np.ndarray]) -> Iterator[Claim]:
+    for name in ("clean", "adversarial"):
+        inside = (arrays[name] >= 0) & (arrays[name] <= 1)
+        yield _holds(f"{name} in [0, 1]", _throughout(inside))
+    off = np.abs(np.clip(arrays["before_clamp"], 0, 1) - arrays["adversarial"])
+    yield _holds("adversarial = clamped before_clamp", _throughout(off <= _ROUNDING))
+    fooled = arrays["prediction"] != arrays["label"]
+    yield _holds("success where prediction ≠ label", arrays["success"] == fooled)
+
+
+def _check_ball(
+    family: Family,
+    settings: Any,
+    arrays: Mapping[str, np.ndarray],
+    recorded: Mapping[str, Any],
+    images: int,
+) -> Iterator[Claim]:
+    clean, adversarial, before_clamp = (arrays[name] for name in _IMAGES)
+    radius, budget = arrays["radius"], arrays["budget"]
+    reached = np.where(arrays["success"], budget, np.inf)
+    yield _holds("radius = budget of a success", radius == reached)
+    largest = family.ball.largest(settings) * (1 + INSIDE)
+    yield _holds("budget ≤ the attack's largest radius", (budget >= 0) & (budget <= largest))
+    unchanged = _throughout(np.abs(adversarial - clean) <= _ROUNDING)
+    yield _holds("no budget, no change", unchanged | (budget > 0))
+
+    parts = rulers(family, settings, clean, adversarial, before_clamp)
+    found = _measure(clean, parts, "global_distance", images)
+    for name, values in found.items():
+        yield _each(name, arrays[name][:images], values)
+
+    accuracies = _part(recorded, "adversarial_accuracy")
+    curve = accuracy_at(radius, _positions(accuracies))
+    ends = zip(curve.low, curve.high, strict=True)
+    results = {
+        "adversarial_accuracy": dict(zip(accuracies, curve.accuracy, strict=True)),
+        "adversarial_interval": dict(zip(accuracies, ends, strict=True)),
+        "median_radius": np.median(radius),
+        "projections_converged": np.mean(arrays["converged"]),
+        "distance_check": _distance_summary(
+            _with_the_rest(found, arrays), SimpleNamespace(budget=budget)
+        ),
+    }
+    for name, value in results.items():
+        yield from _entries(name, recorded.get(name), value)
+
+
+def _check_unbalanced(
+    family: Family,
+    settings: Any,
+    arrays: Mapping[str, np.ndarray],
+    recorded: Mapping[str, Any],
+    images: int,
+) -> Iterator[Claim]:
+    clean, adversarial = arrays["clean"], arrays["adversarial"]
+    cost = family.cost(settings, clean.shape[1:3])
+    found = _measure(clean, {"distance": (adversarial, cost, None)}, "distance", images)
+    for name, values in found.items():
+        yield _each(name, arrays[name][:images], values)
+
+    success, plan_cost = arrays["success"].astype(bool), arrays["plan_cost"]
+    yield from _shares(recorded, "attack", ~success)
+    plans = {name: arrays[name] for name in ("plan_cost", "moved", "unmatched")}
+    transport = {
+        **transport_summary({**_with_the_rest(found, arrays), **plans}),
+        "within_budget": np.mean(plan_cost <= settings.radius),
+        "budget": settings.radius,
+        "residual": np.max(arrays["residual"]),
+    }
+    yield from _entries("transport", recorded.get("transport"), transport)
+    if "accuracy_after_steps" in recorded:
+        after = _part(recorded, "accuracy_after_steps")
+        needed = np.where(success, arrays["steps"], np.inf)
+        curve = accuracy_at(needed, _positions(after))
+        kept = np.array([_numbers(share)[0] for share in after.values()])
+        yield _each("accuracy_after_steps", kept, curve.accuracy, "step")
+
+
+def _shares(recorded: Mapping[str, Any], name: str, hits: Bool[np.ndarray, "n"]) -> Iterator[Claim]:
+    """The claims of an accuracy and its interval."""
+    entries = {
+        f"{name}_accuracy": np.mean(hits),
+        f"{name}_interval": wilson_interval(int(np.sum(hits)), len(hits)),
+    }
+    for entry, value in entries.items():
+        yield from _entries(entry, recorded.get(entry), value)
+
+
+# Distances ----------------------------------------------------------------------------------------
+
+
+def _measure(
+    clean: Float[np.ndarray, "n h w c"],
+    parts: Mapping[str, tuple[Float[np.ndarray, "n h w c"], Cost, int | None]],
+    of_mass: str,
+    images: int,
+) -> dict[str, Float[np.ndarray, "m"]]:
+    """Exact distances of the first images and, as "mass_change", what became of their mass.
+
+    Args:
+        clean: the clean images.
+        parts: what to measure, as for `measure_distances`.
+        of_mass: the part whose images' mass is meant.
+        images: how many, m.
+
+    Returns:
+        By name; NaN for an image that has pixels no distance is defined for.
+    """
+    sides = [clean, *(part[0] for part in parts.values())]
+    measurable = np.all([_throughout(np.isfinite(z) & (z >= 0)) for z in sides], axis=0)[:images]
+    chosen = np.flatnonzero(measurable)
+    found = measure_distances(
+        clean[chosen],
+        {name: (z[chosen], cost, window) for name, (z, cost, window) in parts.items()},
+    )
+    values = {name: distance.total for name, distance in found.items()}
+    values["mass_change"] = found[of_mass].mass_ratio - 1.0
+    measured = {name: np.full(len(measurable), np.nan) for name in values}
+    for name in values:
+        measured[name][chosen] = values[name]
+    return measured
+
+
+def _with_the_rest(
+    found: Mapping[str, Float[np.ndarray, "m"]], arrays: Mapping[str, np.ndarray]
+) -> dict[str, Float[np.ndarray, "n"]]:
+    """The values of all images, as stored where they were not measured again."""
+    return {
+        name: np.concatenate([values, arrays[name][len(values) :]])
+        for name, values in found.items()
+    }
+
+
+def _throughout(pixels: Bool[np.ndarray, "n h w c"]) -> Bool[np.ndarray, "n"]:
+    """Which images have something in all pixels."""
+    return pixels.all((1, 2, 3))
+
+
+# Comparing ----------------------------------------------------------------------------------------
+
+
+def _close(recorded: np.ndarray, found: np.ndarray) -> Bool[np.ndarray, "..."]:
+    return np.isclose(recorded, found, _RELATIVE, _ABSOLUTE, equal_nan=True)
+
+
+def _holds(name: str, holds: Bool[np.ndarray, "n"]) -> Claim:
+    """The claim that something is true of every image."""
+    failing = np.flatnonzero(~holds)
+    everywhere = f"{len(holds)} images"
+    found = f"not image {failing[0]}" if len(failing) else everywhere
+    return Claim(name, everywhere, found, len(failing), len(holds))
+
+
+def _each(
+    name: str, recorded: Float[np.ndarray, "n"], found: Float[np.ndarray, "n"], unit: str = "image"
+) -> Claim:
+    """The claim that two arrays are equal; it shows the first values that are not."""
+    differing = np.flatnonzero(~_close(recorded, found))
+    if len(differing):
+        first = differing[0]
+        cells = [f"{unit} {first}: {values[first]:.10g}" for values in (recorded, found)]
+    else:
+        cells = [f"{len(found)} {unit}s"] * 2
+    return Claim(name, *cells, len(differing), len(found))
+
+
+def _entries(name: str, recorded: Any, found: Any) -> Iterator[Claim]:
+    """The claims of an entry of the results: one for each number, or interval, in it."""
+    if isinstance(found, Mapping):
+        recorded = recorded if isinstance(recorded, Mapping) else {}
+        for key in {**found, **recorded}:
+            yield from _entries(f"{name}.{key}", recorded.get(key), found.get(key))
+        return
+    sides = _numbers(recorded), _numbers(found)
+    agrees = sides[0].shape == sides[1].shape and bool(np.all(_close(*sides)))
+    digits = 4 if agrees else 10
+    cells = ["–".join(f"{value:.{digits}g}" for value in side) for side in sides]
+    yield Claim(name, *cells, int(not agrees), 1)
+
+
+def _numbers(entry: Any) -> Float[np.ndarray, "k"]:
+    """The numbers of an entry, NaN for one that is not a number or not there."""
+    try:
+        return np.atleast_1d(np.asarray(entry, np.float64)).ravel()
+    except (TypeError, ValueError, OverflowError):
+        return np.array([np.nan])
+
+
+def claims_table(title: str, claims: Sequence[Claim]) -> Table:
+    """Lay out claims for the terminal, those that do not agree in red."""
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("claim", no_wrap=True)
+    for column in ("recorded", "recomputed"):
+        table.add_column(column, justify="right")
+    table.add_column("agrees")
+    for claim in claims:
+        share = f", {claim.wrong} of {claim.values}" if claim.values > 1 else ""
+        agrees = "yes" if claim.agrees else f"no{share}"
+        style = None if claim.agrees else "bold red"
+        table.add_row(claim.name, claim.recorded, claim.recomputed, agrees, style=style)
+    return table
+
+
+# Reading ------------------------------------------------------------------------------------------
+
+
+def _results(folder: Path) -> Mapping[str, Any]:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is not a folder")
+    if not (folder / "results.json").is_file():
+        raise InputError(f"{folder}: has no results.json, so it holds no finished run")
+    results = stored_results(RunFolder(folder, True))
+    if not isinstance(results, Mapping):
+        raise InputError(f"{folder / 'results.json'}: does not hold a run's results")
+    return results
+
+
+def _part(results: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """An entry of the results that has entries itself."""
+    found = results.get(name)
+    if not isinstance(found, Mapping) or not found:
+        raise InputError(f"results.json: has nothing under {name}")
+    return found
+
+
+def _positions(entry: Mapping[str, Any]) -> Float[np.ndarray, "k"]:
+    """The radii, or steps, that an entry's keys are."""
+    try:
+        return np.array([float(key) for key in entry])
+    except ValueError as error:
+        raise InputError(f"results.json: has an accuracy at no number ({error})") from error
+
+
+def _settings(family: Family, recorded: Mapping[str, Any], folder: Path) -> Any:
+    """An attack's settings, from what the results say of it."""
+    preset = next(iter(family.presets.values()))
+    for field, usual in preset._asdict().items():
+        if type(recorded.get(field)) is not type(usual):
+            raise InputError(f"{folder}: attack.{field} is {recorded.get(field)!r} in its results")
+    settings = type(preset)(*(recorded[field] for field in preset._fields))
+    for field in family.positive:
+        check_positive(field, getattr(settings, field))
+    for field in family.counts:
+        check_count(field, getattr(settings, field))
+    return settings
+
+
+def _load(path: Path) -> Arrays:
+    try:
+        with np.load(path) as stored:
+            return Arrays(path, {name: stored[name] for name in stored.files})
+    except Exception as error:  # a damaged archive raises almost any
+        raise InputError(f"{path}: cannot be read ({type(error).__name__})") from error
+
+
+def _check_shapes(clean: np.ndarray, *files: Arrays) -> None:
+    """Raise InputError unless all arrays are numbers, of as many images as there are."""
+    if clean.ndim != 4 or 0 in clean.shape:
+        raise InputError(f"{files[0].where}: clean has shape {clean.shape}, not (n, h, w, c)")
+    for file in files:
+        for name, array in file.items():
+            shape = clean.shape if name in _IMAGES else clean.shape[:1]
+            if array.shape != shape:
+                raise InputError(f"{file.where}: {name} has shape {array.shape}, not {shape}")
+            if array.dtype.kind not in "biuf":
+                raise InputError(f"{file.where}: {name} does not hold numbers")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, VerifyConfig))
