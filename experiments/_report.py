@@ -78,7 +78,7 @@ def plot_curve(
     figure = new_figure(6.4, 4.0)
     axes = figure.add_subplot()
     for number, (name, radii) in enumerate(curves.items()):
-        draw_curve(axes, np.asarray(radii), max_radius, name, COLOURS[number % len(COLOURS)])
+        _draw_curve(axes, np.asarray(radii), max_radius, name, COLOURS[number % len(COLOURS)])
     for radius, (share, low, high) in sorted(marks.items()):
         if radius <= max_radius:
             _draw_mark(axes, radius, share, low, high, max_radius)
@@ -94,28 +94,14 @@ def plot_curve(
     save_figure(figure, path)
 
 
-def draw_curve(
-    axes: "Axes",
-    radii: Float[np.ndarray, "n"],
-    max_radius: float,
-    name: str,
-    colour: str,
-    start: float = 0.0,
+def _draw_curve(
+    axes: "Axes", radii: Float[np.ndarray, "n"], max_radius: float, name: str, colour: str
 ) -> None:
-    """Draw one curve and its band. It falls at each radius, where the image is already fooled.
-
-    Args:
-        axes: Where.
-        radii: The radius of each image, as for `plot_curve`.
-        max_radius: Where the curve ends.
-        name: What the legend calls it.
-        colour: Its colour.
-        start: Where the curve begins.
-    """
+    """Draw one curve and its band. It falls at each radius, where the image is already fooled."""
     knots = np.unique(radii[radii < max_radius])
     if len(knots) > _MAX_KNOTS:
         knots = np.linspace(0, max_radius, _MAX_KNOTS, endpoint=False)
-    curve = accuracy_at(radii, np.concatenate([[start], knots[knots > start], [max_radius]]))
+    curve = accuracy_at(radii, np.concatenate([[0.0], knots, [max_radius]]))
     axes.fill_between(
         curve.radius,
         100 * curve.low,

@@ -18,12 +18,13 @@ from experiments._attacks import FAMILIES, INSIDE, check_count, check_each
 from experiments._cli import run_command
 from experiments._evaluation import begin, end, predictions, provenance
 from experiments._grid import Cell, row, run_cells
-from experiments._report import COLOURS, draw_curve, new_figure, save_figure, write_text
+from experiments._report import COLOURS, new_figure, save_figure, write_text
 from wasserstein_adv.attacks import first_success
 from wasserstein_adv.geometry import euclidean_power, minkowski
 from wasserstein_adv.metrics import accuracy_at
 
 _AT = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
+_SHOWN = (0.01, 10.0)
 _RULERS = {"manhattan": "|Δrow| + |Δcol|", "euclidean": "Euclidean"}
 
 
@@ -299,24 +300,27 @@ def _plot(
     found: Mapping[str, Mapping[str, np.ndarray]],
 ) -> None:
     """Draw the accuracy left against the exact distance, a curve for each attack, by each ruler."""
-    figure = new_figure(9.2, 4.2)
+    figure = new_figure(10.4, 4.0)
     panels = figure.subplots(1, len(_RULERS), sharey=True)
     for axes, (ruler, name) in zip(panels, _RULERS.items(), strict=True):
         for number, group in enumerate(_groups(runs)):
             least = _least(runs, found, group, ruler)
-            draw_curve(axes, least, 10.0, group, COLOURS[number % len(COLOURS)], start=0.01)
-        axes.set(xscale="log", xlim=(0.01, 10), ylim=(0, 105))
+            knots = np.unique(least[(least > _SHOWN[0]) & (least < _SHOWN[1])])
+            curve = accuracy_at(least, np.array([_SHOWN[0], *knots, _SHOWN[1]]))
+            axes.step(
+                curve.radius, 100 * curve.accuracy, where="post", label=group, lw=1.6,
+                color=COLOURS[number],
+            )  # fmt: skip
+        axes.set(xscale="log", xlim=_SHOWN, ylim=(0, 105))
         axes.set(xlabel=f"exact distance W, {name}, pixels")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="0.9", linewidth=0.6)
         axes.set_axisbelow(True)
     panels[0].set(ylabel="accuracy left (%)")
-    panels[0].legend(frameon=False, fontsize=8)
+    panels[-1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     dataset = results["dataset"]
-    title = (
-        f"{dataset['name']}: {dataset['num_images']:,} images, {results['model']['description']}"
-    )
-    panels[0].set_title(title, loc="left", fontsize=10)
+    title = f"{dataset['name']}: {dataset['num_images']:,} images"
+    panels[0].set_title(title, loc="left", fontsize=11)
     save_figure(figure, path)
 
 

@@ -199,21 +199,21 @@ def _check_ball(
     unchanged = _throughout(np.abs(adversarial - clean) <= _ROUNDING)
     yield _holds("no budget, no change", unchanged | (budget > 0))
 
-    parts = rulers(family, settings, clean, adversarial, before_clamp)
-    found = _measure(clean, parts, "global_distance", images)
-    for name, values in found.items():
-        yield _each(name, arrays[name][:images], values)
-
     accuracies = _part(recorded, "adversarial_accuracy")
     curve = accuracy_at(radius, _positions(accuracies))
     ends = zip(curve.low, curve.high, strict=True)
+    parts = rulers(family, settings, clean, adversarial, before_clamp)
+    stored = {name: arrays[name] for name in (*parts, "mass_change")}
+    found = _measure(clean, parts, "global_distance", images)
+    for name, values in found.items():
+        yield _each(name, stored[name][:images], values)
     results = {
         "adversarial_accuracy": dict(zip(accuracies, curve.accuracy, strict=True)),
         "adversarial_interval": dict(zip(accuracies, ends, strict=True)),
         "median_radius": np.median(radius),
         "projections_converged": np.mean(arrays["converged"]),
         "distance_check": _distance_summary(
-            _with_the_rest(found, arrays), SimpleNamespace(budget=budget)
+            _with_the_rest(found, stored), SimpleNamespace(budget=budget)
         ),
     }
     for name, value in results.items():
@@ -229,16 +229,17 @@ def _check_unbalanced(
 ) -> Iterator[Claim]:
     clean, adversarial = arrays["clean"], arrays["adversarial"]
     cost = family.cost(settings, clean.shape[1:3])
+    stored = {name: arrays[name] for name in ("distance", "mass_change")}
+    plans = {name: arrays[name] for name in ("plan_cost", "moved", "unmatched")}
     found = _measure(clean, {"distance": (adversarial, cost, None)}, "distance", images)
     for name, values in found.items():
-        yield _each(name, arrays[name][:images], values)
+        yield _each(name, stored[name][:images], values)
 
-    success, plan_cost = arrays["success"].astype(bool), arrays["plan_cost"]
+    success = arrays["success"].astype(bool)
     yield from _shares(recorded, "attack", ~success)
-    plans = {name: arrays[name] for name in ("plan_cost", "moved", "unmatched")}
     transport = {
-        **transport_summary({**_with_the_rest(found, arrays), **plans}),
-        "within_budget": np.mean(plan_cost <= settings.radius),
+        **transport_summary({**_with_the_rest(found, stored), **plans}),
+        "within_budget": np.mean(plans["plan_cost"] <= settings.radius),
         "budget": settings.radius,
         "residual": np.max(arrays["residual"]),
     }
@@ -246,8 +247,9 @@ def _check_unbalanced(
     if "accuracy_after_steps" in recorded:
         after = _part(recorded, "accuracy_after_steps")
         needed = np.where(success, arrays["steps"], np.inf)
-        curve = accuracy_at(needed, _positions(after))
-        kept = np.array([_numbers(share)[0] for share in after.values()])
+        curve = accuracy_at(needed, np.arange(len(after)))
+        shares = [after.get(str(step)) for step in range(len(after))]
+        kept = np.array([share if isinstance(share, float) else np.nan for share in shares])
         yield _each("accuracy_after_steps", kept, curve.accuracy, "step")
 
 
@@ -297,11 +299,11 @@ def _measure(
 
 
 def _with_the_rest(
-    found: Mapping[str, Float[np.ndarray, "m"]], arrays: Mapping[str, np.ndarray]
+    found: Mapping[str, Float[np.ndarray, "m"]], stored: Mapping[str, Float[np.ndarray, "n"]]
 ) -> dict[str, Float[np.ndarray, "n"]]:
     """The values of all images, as stored where they were not measured again."""
     return {
-        name: np.concatenate([values, arrays[name][len(values) :]])
+        name: np.concatenate([values, stored[name][len(values) :]])
         for name, values in found.items()
     }
 
@@ -399,7 +401,7 @@ def _part(results: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _positions(entry: Mapping[str, Any]) -> Float[np.ndarray, "k"]:
-    """The radii, or steps, that an entry's keys are."""
+    """The radii that an entry's keys are."""
     try:
         return np.array([float(key) for key in entry])
     except ValueError as error:

@@ -61,8 +61,7 @@ def by_flows(x, w, radius, cap):
     pixel = np.arange(len(mass))[:, None]
     flow = cp.Variable((len(start), mass.shape[1]))
     z = mass - ((pixel == start).astype(float) - (pixel == end)) @ flow
-    limit = min(radius, sum(x.shape)) * mass.sum()  # farther there is nothing to go to
-    constraints = [cp.sum(cp.abs(flow)) <= limit, z >= 0]
+    constraints = [cp.sum(cp.abs(flow)) <= radius * mass.sum(), z >= 0]
     constraints += [z <= cap] if np.isfinite(cap) else []
     solved(cp.sum_squares(z - target), constraints)
     return z.value.reshape(x.shape)
@@ -186,7 +185,7 @@ SHAPE = (5, 6)
 @given(
     seed=st.integers(0, 10**6),
     size=st.sampled_from([1e-2, 0.3, 2.0]),
-    radius=st.sampled_from([1e-6, 1e-3, 0.01, 0.1, 0.5, 1e6]),
+    radius=st.sampled_from([1e-3, 0.01, 0.1, 0.5, 1e6]),
     cap=st.sampled_from([0.4, 1.0, np.inf]),
     kept=st.sampled_from([0.1, 0.6, 1.0]),
 )
@@ -194,7 +193,7 @@ def test_any_problem_is_solved(seed, size, radius, cap, kept):
     with jax.enable_x64(True):
         x = image(SHAPE, seed, cap, kept)
         w = stepped(x, seed + 1, size)
-        truth = by_flows(x, w, radius, cap)
+        truth = by_plans(x, w, radius, cap)
         rough, fine = (project(x, w, radius, cap, max_iterations=n) for n in (10, 20_000))
         reach = np.linalg.norm(without_budget(x, w, cap) - x)
         for got in (rough, fine):

@@ -152,7 +152,9 @@ def first_order(
 
     def judge(logits: Array, y: Array) -> tuple[Array, Array]:
         hit = jnp.argmax(logits, axis=-1) == y
-        return jax.vmap(aim)(logits, y), hit if targeted else ~hit
+        # Logits that are not numbers are an accident of the model, not a success of the attack.
+        known = ~jnp.any(jnp.isnan(logits), axis=-1)
+        return jax.vmap(aim)(logits, y), known & (hit if targeted else ~hit)
 
     def init(keys, logits_fn, x, y) -> AttackState:
         x = jax.lax.stop_gradient(x)

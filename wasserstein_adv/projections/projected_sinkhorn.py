@@ -391,16 +391,21 @@ def _fit(kernel: Kernel, problem: Problem, found: Projection) -> Projection:
     """A projection whose plan leaves at home what its pixels cannot hold."""
     x, beta, psi = problem.x, *found.duals
     row = kernel.log(beta, psi, 1)
-    staying = x * jnp.exp(beta - row.lse)
+
+    def part(lse: Array) -> Array:
+        # A pixel without mass may have no sum in the kernel's range: −∞ − −∞.
+        return x * jnp.exp(jnp.where(x > 0, lse - row.lse, 0.0))
+
+    staying = part(beta)
 
     def kept(theta: Array) -> LogKernel:
         return kernel.log(beta + safe_log(theta), psi, 1)
 
     def leaving(theta: Array) -> Array:
-        return jnp.maximum(x * jnp.exp(kept(theta).lse - row.lse) - theta * staying, 0.0)
+        return jnp.maximum(part(kept(theta).lse) - theta * staying, 0.0)
 
     arriving = jnp.maximum(found.point - staying, 0.0)
     theta, point = turn_away(x, arriving, leaving, problem.cap)
     shares = kept(theta)
-    (cost,) = dots([shares.mean], x * jnp.exp(shares.lse - row.lse))
+    (cost,) = dots([shares.mean], part(shares.lse))
     return found._replace(point=jnp.minimum(point, problem.cap), cost=cost)
