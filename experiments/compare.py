@@ -52,7 +52,7 @@ class CompareConfig:
     num_images: int = 100
     """How many test images to attack, from the first."""
 
-    radii: tuple[float, ...] = (0.05, 0.1, 0.2, 0.5)
+    radii: tuple[float, ...] = (0.05, 0.1, 0.5)
     """Radii of dual projection and Frank-Wolfe; 0.5 is their paper's."""
 
     step_sizes: tuple[float, ...] = (0.02, 0.05)

@@ -408,4 +408,6 @@ def _fit(kernel: Kernel, problem: Problem, found: Projection) -> Projection:
     theta, point = turn_away(x, arriving, leaving, problem.cap)
     shares = kept(theta)
     (cost,) = dots([shares.mean], part(shares.lse))
-    return found._replace(point=jnp.minimum(point, problem.cap), cost=cost)
+    # Where nothing moved, x itself.
+    point = jnp.where(found.cost > 0, jnp.minimum(point, problem.cap), found.point)
+    return found._replace(point=point, cost=jnp.where(found.cost > 0, cost, 0.0))
