@@ -1,11 +1,13 @@
 """The command that attacks a classifier, whatever the dataset and the attack."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Float
 
 from experiments._attacks import (
     FAMILIES,
@@ -298,17 +300,24 @@ def _report_ball(
         "adversarial_accuracy": keyed(curve.accuracy.tolist()),
         "adversarial_interval": keyed(np.stack([curve.low, curve.high], -1).tolist()),
         "median_radius": float(np.median(result.radius)),
-        "distance_check": _distance_summary(distances, result),
+        "distance_check": distance_summary(distances, result.budget),
     }
 
 
-def _distance_summary(distances: dict[str, np.ndarray], result: AttackResult) -> dict[str, Any]:
-    """Distances as fractions of the radius that was claimed, over the images that claimed one."""
-    claimed = result.budget > 0
+def distance_summary(
+    distances: Mapping[str, np.ndarray], budget: Float[np.ndarray, "n"]
+) -> dict[str, Any]:
+    """Distances as fractions of the radius that was claimed, over the images that claimed one.
+
+    Args:
+        distances: those of `rulers`, and "mass_change".
+        budget: the radius of each image's last projection, 0 where there was none.
+    """
+    claimed = budget > 0
     count = int(claimed.sum())
     if count == 0:
         return {"measured": 0}
-    budget = result.budget[claimed].astype(np.float64)
+    budget = budget[claimed].astype(np.float64)
     summary: dict[str, Any] = {"measured": count}
     for ruler in ("window", "global"):
         if f"{ruler}_distance" in distances:

@@ -93,7 +93,9 @@ def _growing(settings: Any) -> float:
 
 
 def _wong_largest(settings: Any) -> float:
-    return settings.start * settings.factor ** ((settings.steps - 1) // settings.every)
+    with np.errstate(over="ignore"):
+        growth = np.power(settings.factor, float((settings.steps - 1) // settings.every))
+        return float(settings.start * growth)
 
 
 _AT_ONE_RADIUS = Ball(lambda settings: settings.radius, lambda settings: (settings.radius,))

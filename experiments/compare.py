@@ -19,6 +19,7 @@ from experiments._cli import run_command
 from experiments._evaluation import begin, end, predictions, provenance
 from experiments._grid import Cell, row, run_cells
 from experiments._report import COLOURS, new_figure, save_figure, write_text
+from experiments._runs import save_arrays
 from wasserstein_adv.attacks import first_success
 from wasserstein_adv.geometry import euclidean_power, minkowski
 from wasserstein_adv.metrics import accuracy_at
@@ -111,7 +112,7 @@ def entries(config: CompareConfig) -> list[Entry]:
 
 
 def main(config: CompareConfig) -> None:
-    """Attack, measure, and write `results.json`, `table.md`, arrays and `compare.png`.
+    """Attack, measure, and write `results.json`, `table.md`, the images and `compare.png`.
 
     Args:
         config: the command's options.
@@ -133,6 +134,7 @@ def main(config: CompareConfig) -> None:
         return
     subject, folder, *_ = run
     grid_size = subject.x.shape[1:3]
+    save_arrays(folder.path / "clean.npz", clean=subject.x, label=subject.y)
     found = run_cells(
         folder,
         subject,

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from experiments._attack import _distance_summary
+from experiments._attack import distance_summary
 from experiments._attacks import FAMILIES, INSIDE, Family, check_count, check_positive
 from experiments._cli import run_command
 from experiments._evaluation import measure_distances, rulers
@@ -212,9 +211,7 @@ def _check_ball(
         "adversarial_interval": dict(zip(accuracies, ends, strict=True)),
         "median_radius": np.median(radius),
         "projections_converged": np.mean(arrays["converged"]),
-        "distance_check": _distance_summary(
-            _with_the_rest(found, stored), SimpleNamespace(budget=budget)
-        ),
+        "distance_check": distance_summary(_with_the_rest(found, stored), budget),
     }
     for name, value in results.items():
         yield from _entries(name, recorded.get(name), value)

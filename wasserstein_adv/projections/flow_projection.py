@@ -146,6 +146,15 @@ def flow_projection(
     if w.shape != x.shape:
         raise InputError(f"w must have x's shape {x.shape}, got {w.shape}")
     check_stopping(tolerance, max_iterations)
+    if isinstance(cap, float | int) and not cap > 0:
+        raise InputError(f"cap must be positive, got {cap}")
+    if start is not None and (
+        start.flow.shape != (2, *x.shape) or start.potential.shape != x.shape
+    ):
+        raise InputError(
+            f"start must have shapes {(2, *x.shape)} and {x.shape}, "
+            f"got {start.flow.shape} and {start.potential.shape}"
+        )
     dtype = jnp.result_type(x, w, jnp.float32)
     image = x.shape if x.ndim == 3 else (*x.shape, 1)
     x_, w_ = (jnp.asarray(a, dtype).reshape(image) for a in (x, w))
@@ -198,7 +207,9 @@ def _solve(
     x, _, budget, _ = problem
     unlimited, offset = _without_budget(problem)
     reach = jnp.sqrt(_over_pixels(jnp.square(unlimited - x)))
-    scale = jnp.where(reach > 0, reach, 1.0)
+    # Less than the rounding of x is no way to go.
+    rounding = 10.0 * jnp.finfo(x.dtype).eps * jnp.sqrt(_over_pixels(jnp.square(x)))
+    scale = jnp.where(reach > 0, jnp.maximum(reach, rounding), 1.0)
     mass = _over_pixels(x)
 
     def look(boxed: Array, m: Array, phi: Array, rho: Array, iterations: Array) -> FlowProjection:
@@ -225,7 +236,7 @@ def _solve(
 
     one, none = jnp.ones_like(budget), jnp.zeros(budget.shape, jnp.int32)
     zero = jnp.zeros((2, *x.shape), x.dtype)
-    # If the budget does not bind, this is the answer, and its dual proves it.
+    # If the budget leaves room for the flow that Poisson's equation finds, this is the answer.
     free = look(unlimited, zero, jnp.broadcast_to(offset, x.shape), one, none)
     if start is None:
         start = FlowState(zero, jnp.zeros_like(x), one)
@@ -284,12 +295,14 @@ def _onto_l1_ball(v: Array, budget: Array, threshold: Array) -> tuple[Array, Arr
     it leaves of the excess is mended with the rest of the flow.
     """
     size = jnp.abs(v)
+    # The largest entry alone keeps no more than the budget.
+    least = jnp.maximum(jnp.max(size, axis=(0, 1, 2, 3)) - budget, 0.0)
 
     def newton(_, threshold):
         above = size > threshold
         total = _over_edges(jnp.where(above, size, 0.0))
         count = _over_edges(above.astype(v.dtype))
-        return jnp.where(count > 0, jnp.maximum((total - budget) / jnp.maximum(count, 1.0), 0.0), 0)
+        return jnp.maximum((total - budget) / jnp.maximum(count, 1.0), least)
 
     threshold = jax.lax.fori_loop(0, 4, newton, threshold)
     return jnp.sign(v) * jnp.maximum(size - threshold, 0.0), threshold

@@ -402,7 +402,10 @@ def _fit(kernel: Kernel, problem: Problem, found: Projection) -> Projection:
         return kernel.log(beta + safe_log(theta), psi, 1)
 
     def leaving(theta: Array) -> Array:
-        return jnp.maximum(part(kept(theta).lse) - theta * staying, 0.0)
+        left = jnp.maximum(part(kept(theta).lse) - theta * staying, 0.0)
+        # The same mass, but for the rounding of large exponents: what leaves arrives.
+        total, arrived = (jnp.sum(a, axis=(0, 1)) for a in (left, theta * arriving))
+        return left * jnp.where(total > 0, arrived / jnp.where(total > 0, total, 1.0), 1.0)
 
     arriving = jnp.maximum(found.point - staying, 0.0)
     theta, point = turn_away(x, arriving, leaving, problem.cap)
