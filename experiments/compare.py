@@ -138,7 +138,7 @@ def main(config: CompareConfig) -> None:
     found = run_cells(
         folder,
         subject,
-        {e.name: _cell(e, grid_size) for e in runs},
+        {e.name: cell_of(e, grid_size) for e in runs},
         batch_size=config.batch_size,
         seed=config.seed,
         distance_images=len(subject.x),
@@ -148,15 +148,16 @@ def main(config: CompareConfig) -> None:
         **provenance(subject, "compare", config.seed),
         "settings": settings,
         "nominal_accuracy": float((predictions(subject.weights, subject.x) == subject.y).mean()),
-        "rows": [_row(e, found[e.name]) for e in runs],
-        "accuracy_at_distance": _at_distances(runs, found),
+        "rows": [row_of(e, found[e.name]) for e in runs],
+        "accuracy_at_distance": accuracy_at_distances(runs, found),
     }
     _plot(folder.path / "compare.png", results, runs, found)
     write_text(folder.path / "table.md", markdown_tables(results))
     end(run, results, results_table)
 
 
-def _cell(entry: Entry, grid_size: tuple[int, int]) -> Cell:
+def cell_of(entry: Entry, grid_size: tuple[int, int]) -> Cell:
+    """How a run attacks images of (H, W) pixels, and how they are measured."""
     family = FAMILIES[entry.family]
     others: dict[str, Any] = {"euclidean": (euclidean_power(1), None)}
     if window := getattr(entry.settings, "window", None):
@@ -168,7 +169,7 @@ def _cell(entry: Entry, grid_size: tuple[int, int]) -> Cell:
     return Cell(build, entry.settings.steps, minkowski(1), others)
 
 
-def _row(entry: Entry, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def row_of(entry: Entry, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """What `results.json` holds of a run: medians over the images that it fooled."""
     moved = arrays["success"] & (arrays["budget"] > 0)
     count = len(arrays["success"])
@@ -216,7 +217,7 @@ def _groups(runs: list[Entry]) -> list[str]:
     return list(dict.fromkeys(entry.group for entry in runs))
 
 
-def _at_distances(
+def accuracy_at_distances(
     runs: list[Entry], found: Mapping[str, Mapping[str, np.ndarray]]
 ) -> dict[str, dict[str, dict[str, float]]]:
     """By ruler, attack and distance, the accuracy that is left."""

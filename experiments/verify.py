@@ -1,4 +1,4 @@
-"""Check a finished attack from what it left: distances are measured again, claims worked out again.
+"""Check finished attacks from what they left: distances measured again, claims worked out again.
 
 python -m experiments.verify RUN_DIR
 """
@@ -20,8 +20,9 @@ from experiments._attack import distance_summary
 from experiments._attacks import FAMILIES, INSIDE, Family, check_count, check_positive
 from experiments._cli import run_command
 from experiments._evaluation import measure_distances, rulers
-from experiments._grid import transport_summary
+from experiments._grid import _file_name, transport_summary
 from experiments._runs import RunFolder, stored_results
+from experiments.compare import Entry, accuracy_at_distances, cell_of, row_of
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.geometry import Cost
 from wasserstein_adv.metrics import accuracy_at, wilson_interval
@@ -31,13 +32,14 @@ _RELATIVE = 1e-6
 _ABSOLUTE = 1e-7  # the solver's digits, in pixels, and float32's, in shares of the mass
 
 _ROUNDING = 1e-6  # of a pixel, in float32
-_IMAGES = ("clean", "adversarial", "before_clamp")
+_IMAGES = ("clean", "adversarial", "before_clamp", "image")
+_OF_ALL = ("seconds", "measuring")  # one number, not one per image
 _DISAGREES = 1  # the exit status
 
 
 @dataclass(frozen=True)
 class VerifyConfig:
-    """Check a finished attack from its folder alone, without its dataset or its classifier.
+    """Check finished attacks from their folder alone, without the dataset or the classifier.
 
     The exact distances are measured again on the stored images, and what `results.json` says of
     distances, accuracies and mass is worked out again from them and from the stored arrays. What
@@ -47,7 +49,7 @@ class VerifyConfig:
     """
 
     run_dir: tyro.conf.Positional[Path]
-    """Folder of a finished run of attack_mnist or attack_fashion_mnist."""
+    """Folder of a finished run of attack_mnist, attack_fashion_mnist or compare."""
 
     images: int | None = None
     """Measure the distances of so many images only, from the first. By default of all."""
@@ -82,7 +84,7 @@ class Arrays(dict[str, np.ndarray]):
 
 
 def main(config: VerifyConfig) -> None:
-    """Check a run and print a table of its claims.
+    """Check a run and print what it claims, a table for each of its attacks.
 
     Args:
         config: the command's options.
@@ -93,52 +95,93 @@ def main(config: VerifyConfig) -> None:
     """
     if config.images is not None:
         check_count("images", config.images)
-    family, claims = check_run(config.run_dir, config.images)
+    tables = check_run(config.run_dir, config.images)
+    claims = [claim for _, part in tables for claim in part]
     wrong = sum(not claim.agrees for claim in claims)
     verdict = f"{wrong} of {len(claims)} do not agree" if wrong else f"all {len(claims)} agree"
     # No markup: names can come from the file that is being checked.
     console = Console(markup=False, highlight=False)
-    console.print(claims_table(family.title, claims))
+    for title, part in tables:
+        console.print(claims_table(title, part))
     console.print(f"{config.run_dir}: {verdict}", soft_wrap=True)
     if wrong:
         raise SystemExit(_DISAGREES)
 
 
-def check_run(folder: Path, images: int | None = None) -> tuple[Family, list[Claim]]:
-    """Check a run of attack_mnist or attack_fashion_mnist.
+def check_run(folder: Path, images: int | None = None) -> list[tuple[str, list[Claim]]]:
+    """Check a run of attack_mnist, attack_fashion_mnist or compare.
 
     Args:
         folder: the run's; only read.
         images: on how many images, from the first, to measure distances; None for all.
 
     Returns:
-        The attack and all that the run claims.
+        All that the run claims, under a title for each attack.
 
     Raises:
         InputError: the folder holds no such run, or a damaged one.
     """
     results = _results(folder)
+    check = _check_comparison if "accuracy_at_distance" in results else _check_one
+    return check(folder, results, images)
+
+
+def _check_one(
+    folder: Path, results: Mapping[str, Any], images: int | None
+) -> list[tuple[str, list[Claim]]]:
+    """Check a run of a single attack."""
     recorded = results.get("attack")
     if not isinstance(recorded, Mapping):
         raise InputError(f"{folder}: is a run of another command, its results name no attack")
-    family = FAMILIES.get(str(recorded.get("name")))
-    if family is None:
-        raise InputError(f"{folder}: is a run of an unknown attack, {recorded.get('name')!r}")
-    settings = _settings(family, recorded, folder)
+    family = _family(recorded.get("name"), folder)
+    settings = _settings(family, recorded, f"{folder}: attack")
     measures = "measures.npz" if family.ball is None else "radii.npz"
     images_file, measures_file = (_load(folder / name) for name in ("adversarial.npz", measures))
     _check_shapes(images_file["clean"], images_file, measures_file)
     arrays = Arrays(folder, images_file | measures_file)
     count = len(arrays["clean"])
 
-    claims = [*_entries("dataset.num_images", _part(results, "dataset").get("num_images"), count)]
+    claims = [*_num_images(results, count)]
     for name in sorted(images_file.keys() & measures_file.keys()):
         claims.append(_each(f"{name}, in both files", images_file[name], measures_file[name]))
     claims += check_attack(family, settings, arrays, results, min(images or count, count))
     if family.ball is not None and recorded.get("keep") == "first-success":
         # An image that needs no attack keeps radius 0. Other rules may prefer a later iterate.
         claims += _shares(results, "nominal", arrays["radius"] > 0)
-    return family, claims
+    return [(family.title, claims)]
+
+
+def _check_comparison(
+    folder: Path, results: Mapping[str, Any], images: int | None
+) -> list[tuple[str, list[Claim]]]:
+    """Check a run of compare: each of its attacks, then what it says of all of them."""
+    clean_file = _load(folder / "clean.npz")
+    clean = clean_file["clean"]
+    _check_shapes(clean, clean_file)
+    runs = _runs_compared(results, folder)
+    tables, found, right = [], {}, []
+    for entry, row in runs:
+        run_file = _load(folder / f"{_file_name(entry.name)}.npz")
+        _check_shapes(clean, run_file)
+        arrays = Arrays(run_file.where, run_file | clean_file)
+        measured = _measure_entry(entry, arrays, min(images or len(clean), len(clean)))
+        arrays.update(_with_the_rest(measured, arrays))
+        right.append((arrays["budget"] > 0) | ~arrays["success"])
+        claims = [
+            *_check_entry(entry, arrays, run_file, measured),
+            _holds("right without an attack as in the first run", right[-1] == right[0]),
+            _together("row", row, row_of(entry, arrays)),
+        ]
+        tables.append((entry.name, claims))
+        found[entry.name] = arrays
+    curves = accuracy_at_distances([entry for entry, _ in runs], found)
+    claims = [
+        *_num_images(results, len(clean)),
+        _is_image("clean", clean),
+        *_entries("nominal_accuracy", results.get("nominal_accuracy"), np.mean(right[0])),
+        _together("accuracy_at_distance", results["accuracy_at_distance"], curves),
+    ]
+    return [*tables, ("all attacks", claims)]
 
 
 def check_attack(
@@ -172,14 +215,42 @@ def check_attack(
 # What the claims are ------------------------------------------------------------------------------
 
 
+def _num_images(results: Mapping[str, Any], count: int) -> Iterator[Claim]:
+    yield from _entries("dataset.num_images", _part(results, "dataset").get("num_images"), count)
+
+
 def _check_images(arrays: Mapping[str, np.ndarray]) -> Iterator[Claim]:
     for name in ("clean", "adversarial"):
-        inside = (arrays[name] >= 0) & (arrays[name] <= 1)
-        yield _holds(f"{name} in [0, 1]", _throughout(inside))
+        yield _is_image(name, arrays[name])
     off = np.abs(np.clip(arrays["before_clamp"], 0, 1) - arrays["adversarial"])
     yield _holds("adversarial = clamped before_clamp", _throughout(off <= _ROUNDING))
+    yield _is_answered(arrays)
+
+
+def _is_image(name: str, images: Float[np.ndarray, "n h w c"]) -> Claim:
+    return _holds(f"{name} in [0, 1]", _throughout((images >= 0) & (images <= 1)))
+
+
+def _is_answered(arrays: Mapping[str, np.ndarray]) -> Claim:
     fooled = arrays["prediction"] != arrays["label"]
-    yield _holds("success where prediction ≠ label", arrays["success"] == fooled)
+    return _holds("success where prediction ≠ label", arrays["success"] == fooled)
+
+
+def _check_budgets(
+    family: Family,
+    settings: Any,
+    arrays: Mapping[str, np.ndarray],
+    images: Float[np.ndarray, "n h w c"],
+) -> Iterator[Claim]:
+    """The claims of the radii at which the images were found."""
+    budget = arrays["budget"]
+    reached = np.where(arrays["success"], budget, np.inf)
+    yield _holds("radius = budget of a success", arrays["radius"] == reached)
+    if family.ball is not None:
+        largest = family.ball.largest(settings) * (1 + INSIDE)
+        yield _holds("budget ≤ the attack's largest radius", (budget >= 0) & (budget <= largest))
+    unchanged = _throughout(np.abs(images - arrays["clean"]) <= _ROUNDING)
+    yield _holds("no budget, no change", unchanged | (budget > 0))
 
 
 def _check_ball(
@@ -189,19 +260,14 @@ def _check_ball(
     recorded: Mapping[str, Any],
     images: int,
 ) -> Iterator[Claim]:
-    clean, adversarial, before_clamp = (arrays[name] for name in _IMAGES)
-    radius, budget = arrays["radius"], arrays["budget"]
-    reached = np.where(arrays["success"], budget, np.inf)
-    yield _holds("radius = budget of a success", radius == reached)
-    largest = family.ball.largest(settings) * (1 + INSIDE)
-    yield _holds("budget ≤ the attack's largest radius", (budget >= 0) & (budget <= largest))
-    unchanged = _throughout(np.abs(adversarial - clean) <= _ROUNDING)
-    yield _holds("no budget, no change", unchanged | (budget > 0))
+    clean, adversarial = arrays["clean"], arrays["adversarial"]
+    yield from _check_budgets(family, settings, arrays, adversarial)
 
+    radius = arrays["radius"]
     accuracies = _part(recorded, "adversarial_accuracy")
     curve = accuracy_at(radius, _positions(accuracies))
     ends = zip(curve.low, curve.high, strict=True)
-    parts = rulers(family, settings, clean, adversarial, before_clamp)
+    parts = rulers(family, settings, clean, adversarial, arrays["before_clamp"])
     stored = {name: arrays[name] for name in (*parts, "mass_change")}
     found = _measure(clean, parts, "global_distance", images)
     for name, values in found.items():
@@ -211,7 +277,7 @@ def _check_ball(
         "adversarial_interval": dict(zip(accuracies, ends, strict=True)),
         "median_radius": np.median(radius),
         "projections_converged": np.mean(arrays["converged"]),
-        "distance_check": distance_summary(_with_the_rest(found, stored), budget),
+        "distance_check": distance_summary(_with_the_rest(found, stored), arrays["budget"]),
     }
     for name, value in results.items():
         yield from _entries(name, recorded.get(name), value)
@@ -250,6 +316,20 @@ def _check_unbalanced(
         yield _each("accuracy_after_steps", kept, curve.accuracy, "step")
 
 
+def _check_entry(
+    entry: Entry,
+    arrays: Mapping[str, np.ndarray],
+    stored: Mapping[str, np.ndarray],
+    measured: Mapping[str, Float[np.ndarray, "m"]],
+) -> Iterator[Claim]:
+    """The claims of one run of a comparison: `stored` is its file, `measured` anew."""
+    yield _is_image("image", arrays["image"])
+    yield _is_answered(arrays)
+    yield from _check_budgets(FAMILIES[entry.family], entry.settings, arrays, arrays["image"])
+    for name, values in measured.items():
+        yield _each(name, stored[name][: len(values)], values)
+
+
 def _shares(recorded: Mapping[str, Any], name: str, hits: Bool[np.ndarray, "n"]) -> Iterator[Claim]:
     """The claims of an accuracy and its interval."""
     entries = {
@@ -268,6 +348,7 @@ def _measure(
     parts: Mapping[str, tuple[Float[np.ndarray, "n h w c"], Cost, int | None]],
     of_mass: str,
     images: int,
+    title: str = "exact distances",
 ) -> dict[str, Float[np.ndarray, "m"]]:
     """Exact distances of the first images and, as "mass_change", what became of their mass.
 
@@ -276,6 +357,7 @@ def _measure(
         parts: what to measure, as for `measure_distances`.
         of_mass: the part whose images' mass is meant.
         images: how many, m.
+        title: what stands before the progress bar.
 
     Returns:
         By name; NaN for an image that has pixels no distance is defined for.
@@ -286,6 +368,7 @@ def _measure(
     found = measure_distances(
         clean[chosen],
         {name: (z[chosen], cost, window) for name, (z, cost, window) in parts.items()},
+        title,
     )
     values = {name: distance.total for name, distance in found.items()}
     values["mass_change"] = found[of_mass].mass_ratio - 1.0
@@ -293,6 +376,19 @@ def _measure(
     for name in values:
         measured[name][chosen] = values[name]
     return measured
+
+
+def _measure_entry(
+    entry: Entry, arrays: Mapping[str, np.ndarray], images: int
+) -> dict[str, Float[np.ndarray, "m"]]:
+    """`_measure` of a run of a comparison; an image that no distance is defined for is infinitely
+    far, so that it counts as one that fools nobody."""
+    clean, image = arrays["clean"], arrays["image"]
+    cell = cell_of(entry, clean.shape[1:3])
+    ground = {"distance": (cell.cost, None), **cell.others}
+    parts = {name: (image, cost, window) for name, (cost, window) in ground.items()}
+    measured = _measure(clean, parts, "distance", images, f"{entry.name}: distances")
+    return {name: np.nan_to_num(values, nan=np.inf) for name, values in measured.items()}
 
 
 def _with_the_rest(
@@ -352,6 +448,19 @@ def _entries(name: str, recorded: Any, found: Any) -> Iterator[Claim]:
     yield Claim(name, *cells, int(not agrees), 1)
 
 
+def _together(name: str, recorded: Any, found: Mapping[str, Any]) -> Claim:
+    """The claims of an entry of the results as one; it shows the first that does not agree."""
+    claims = list(_entries(name, recorded, found))
+    differing = [claim for claim in claims if not claim.agrees]
+    if differing:
+        first = differing[0]
+        key = first.name.removeprefix(f"{name}.")
+        cells = [f"{key}: {side}" for side in (first.recorded, first.recomputed)]
+    else:
+        cells = [f"{len(claims)} entries"] * 2
+    return Claim(name, *cells, len(differing), len(claims))
+
+
 def _numbers(entry: Any) -> Float[np.ndarray, "k"]:
     """The numbers of an entry, NaN for one that is not a number or not there."""
     try:
@@ -405,12 +514,40 @@ def _positions(entry: Mapping[str, Any]) -> Float[np.ndarray, "k"]:
         raise InputError(f"results.json: has an accuracy at no number ({error})") from error
 
 
-def _settings(family: Family, recorded: Mapping[str, Any], folder: Path) -> Any:
+def _runs_compared(
+    results: Mapping[str, Any], folder: Path
+) -> list[tuple[Entry, Mapping[str, Any]]]:
+    """The runs of a comparison, each with its row of the results."""
+    where = folder / "results.json"
+    runs, rows = _part(results, "settings").get("runs"), results.get("rows")
+    if not (isinstance(runs, list) and isinstance(rows, list) and len(runs) == len(rows) > 0):
+        raise InputError(f"{where}: does not have one of its rows for each of its runs")
+    found = []
+    for number, (run, row) in enumerate(zip(runs, rows, strict=True)):
+        if not (isinstance(run, Mapping) and isinstance(row, Mapping)):
+            raise InputError(f"{where}: run {number} or its row has no entries")
+        family = _family(run.get("family"), folder)
+        settings = _settings(family, _part(run, "settings"), f"{folder}: run {number}")
+        entry = Entry(row.get("attack"), run["family"], settings, row.get("setting"))
+        if entry.name != run.get("name"):
+            raise InputError(f"{where}: row {number} is of {entry.name!r}, not {run.get('name')!r}")
+        found.append((entry, row))
+    return found
+
+
+def _family(name: Any, folder: Path) -> Family:
+    family = FAMILIES.get(str(name))
+    if family is None:
+        raise InputError(f"{folder}: is a run of an unknown attack, {name!r}")
+    return family
+
+
+def _settings(family: Family, recorded: Mapping[str, Any], where: str) -> Any:
     """An attack's settings, from what the results say of it."""
     preset = next(iter(family.presets.values()))
     for field, usual in preset._asdict().items():
         if type(recorded.get(field)) is not type(usual):
-            raise InputError(f"{folder}: attack.{field} is {recorded.get(field)!r} in its results")
+            raise InputError(f"{where}.{field} is {recorded.get(field)!r} in its results")
     settings = type(preset)(*(recorded[field] for field in preset._fields))
     for field in family.positive:
         check_positive(field, getattr(settings, field))
@@ -433,7 +570,7 @@ def _check_shapes(clean: np.ndarray, *files: Arrays) -> None:
         raise InputError(f"{files[0].where}: clean has shape {clean.shape}, not (n, h, w, c)")
     for file in files:
         for name, array in file.items():
-            shape = clean.shape if name in _IMAGES else clean.shape[:1]
+            shape = () if name in _OF_ALL else clean.shape[: None if name in _IMAGES else 1]
             if array.shape != shape:
                 raise InputError(f"{file.where}: {name} has shape {array.shape}, not {shape}")
             if array.dtype.kind not in "biuf":

@@ -17,14 +17,12 @@ from wasserstein_adv.attacks.first_order import FirstOrderAttack, first_order
 from wasserstein_adv.attacks.methods import Method, frank_wolfe, linf_unit, pgd
 from wasserstein_adv.attacks.schedules import check_range, constant
 from wasserstein_adv.attacks.sets import FeasibleSet
-from wasserstein_adv.errors import InputError
 from wasserstein_adv.geometry.costs import euclidean_power
 from wasserstein_adv.geometry.grids import local_grid
 from wasserstein_adv.geometry.local_grid import LocalGrid
 from wasserstein_adv.projections.dual_projection import (
     CouplingDuals,
     column_sums,
-    coupling_cost,
     diagonal_plan,
     dual_projection,
 )
@@ -63,10 +61,9 @@ def couplings(
         are.
 
     Raises:
-      InputError: `reg` is not positive.
+      InputError: `reg` is not positive and finite.
     """
-    if not reg > 0:
-        raise InputError(f"reg must be positive, got {reg}")
+    check_range("reg", reg)
 
     def init(x: Array) -> tuple[Array, CouplingEvidence]:
         nothing = jnp.zeros((), x.dtype)
@@ -76,7 +73,9 @@ def couplings(
         return diagonal_plan(geometry, x), evidence
 
     def decode(x, u):
-        return jnp.clip(column_sums(geometry, u), 0.0, 1.0)
+        image = column_sums(geometry, u)
+        # `minimum` would halve the gradient of a pixel that is just white.
+        return jnp.where(image > 1.0, 1.0, image)
 
     def project(x, u, stepped, radius, memory: CouplingEvidence):
         start = CouplingDuals(memory.psi, jnp.zeros_like(x))
@@ -93,10 +92,10 @@ def couplings(
         steepest = jnp.max(jnp.abs(y))
         y = y / jnp.where(steepest > 0, steepest, 1.0)
         found = linear_oracle(geometry, x, y, radius, reg, memory.psi, tolerance=tolerance)
-        plan = _split(geometry, x, reg * y, reg * found.psi)
-        spent, budget = coupling_cost(geometry, plan), radius * jnp.sum(x)
-        share = jnp.where(spent > budget, budget / jnp.where(spent > 0, spent, 1.0), 1.0)
-        plan = share * plan + (1.0 - share) * home * x
+        plan = sum(
+            share * _split(geometry, x, reg * y, reg * price)
+            for price, share in zip(found.prices, found.shares, strict=True)
+        )
         return plan, memory._replace(
             psi=found.psi, converged=found.converged, iterations=found.iterations
         )
@@ -121,11 +120,13 @@ def couplings(
 
 
 def _split(geometry: LocalGrid, x: Array, beta: Array, psi: Array) -> Array:
-    """The coupling that splits x_i in proportion to exp(β_j − ψC_ij)."""
+    """The coupling that splits x_i in proportion to exp(β_j − ψC_ij); at ψ = ∞, x_i stays."""
 
     def scores(beta: Array) -> Array:
         groups = geometry.neighbours(beta, -jnp.inf)
-        return jnp.stack([there - psi * cost for cost, shifts in groups for there in shifts])
+        # Staying is free, at any price.
+        dues = [(psi * cost if cost else 0.0, shifts) for cost, shifts in groups]
+        return jnp.stack([there - due for due, shifts in dues for there in shifts])
 
     return x * jax.nn.softmax(jax.vmap(scores, in_axes=-1, out_axes=-1)(beta), axis=0)
 

@@ -57,6 +57,11 @@ class LinearMaximum(NamedTuple):
     """Multiplier of the budget, ≥ 0, in units of y per cost."""
     cost: Float[Array, ""]
     """⟨Π, C⟩/m of the plan that carries x to z: at most the radius."""
+    prices: Float[Array, "2"]
+    """That plan mixes those that are best at these prices, in units of y per cost; at the price ∞
+    nothing moves."""
+    shares: Float[Array, "2"]
+    """In these proportions, which add up to 1."""
     converged: Bool[Array, ""]
     """Whether (D) or (E) is solved to the tolerance, or to rounding."""
     iterations: Int[Array, ""]
@@ -196,7 +201,7 @@ def _solve(
     psi = jnp.zeros_like(radius) if psi is None else psi / scale
     exact = _exact(geometry, unit_y)
     if reg is None:
-        plans = exact
+        plans, weight = exact, jnp.ones_like(scale)
         search = _search(exact, share, radius, psi, rounding, max_iterations)
         price, rise = search.best, search.bound
     else:
@@ -210,7 +215,8 @@ def _solve(
         # Where entropy rules, that ψ is a poor one; all mass at the best pixel is worth no less.
         most = jnp.sum(share * (jnp.max(unit_y, axis=(0, 1)) - unit_y))
         rise = jnp.minimum(rise, most)
-    moved, cost = _mix(plans, share, radius, search)
+    prices, shares, cost = _mixture(radius, search)
+    moved = sum(s * _push(plans, share, p) for p, s in zip(prices, shares, strict=True))
     at_rest, attained = dots([share, moved], unit_y)
     base = jnp.sum(shift * channel_mass)
     return LinearMaximum(
@@ -219,6 +225,8 @@ def _solve(
         bound=base + scale * (mass * (at_rest + rise)),
         psi=scale * price,
         cost=cost,
+        prices=scale / weight * prices,
+        shares=shares,
         converged=search.found,
         iterations=search.iteration,
     )
@@ -315,12 +323,18 @@ def _search(
     return jax.lax.while_loop(lambda s: ~s.found & (s.iteration < max_iterations), body, begin)
 
 
-def _mix(plans: _Plans, x: Array, radius: Array, search: _Search) -> tuple[Array, Array]:
-    """The search's two plans in the proportion that spends the budget: (z, its cost)."""
+def _mixture(radius: Array, search: _Search) -> tuple[Array, Array, Array]:
+    """The search's two plans in the proportion that spends the budget: (ψ, shares, cost)."""
     over, within = search.over, search.within
-    bracketed, stays = over.psi >= 0, jnp.isinf(within.psi)
+    bracketed = over.psi >= 0
     span = jnp.where(bracketed, over.cost - within.cost, 1.0)
     part = jnp.where(bracketed, (radius - within.cost) / span, 0.0)
-    dear = plans.push(x, jnp.maximum(over.psi, 0.0))
-    cheap = jnp.where(stays, x, plans.push(x, jnp.where(stays, 0.0, within.psi)))
-    return part * dear + (1.0 - part) * cheap, part * over.cost + (1.0 - part) * within.cost
+    prices = jnp.stack([jnp.where(bracketed, over.psi, within.psi), within.psi])
+    cost = part * over.cost + (1.0 - part) * within.cost
+    return prices, jnp.stack([part, 1.0 - part]), cost
+
+
+def _push(plans: _Plans, x: Array, psi: Array) -> Array:
+    """Column sums of the plan that is best at ψ; at ∞, of the one that moves nothing."""
+    stays = jnp.isinf(psi)
+    return jnp.where(stays, x, plans.push(x, jnp.where(stays, 0.0, psi)))
