@@ -53,7 +53,7 @@ class CompareConfig:
     num_images: int = 100
     """How many test images to attack, from the first."""
 
-    radii: tuple[float, ...] = (0.05, 0.1, 0.5)
+    radii: tuple[float, ...] = (0.02, 0.03, 0.05, 0.1, 0.5)
     """Radii of dual projection and Frank-Wolfe; 0.5 is their paper's."""
 
     step_sizes: tuple[float, ...] = (0.02, 0.05)
@@ -229,7 +229,7 @@ def accuracy_at_distances(
     return {ruler: {group: curve(group, ruler) for group in _groups(runs)} for ruler in _RULERS}
 
 
-_HEADER = ("attack", "", "left %", "claim", "W ¹", "W ²", "W ³", "mass ±", "inside", "s/image")
+_HEADER = ("attack", "", "left %", "claim", "W ¹", "W ²", "W ³", "mass %", "inside %", "s/image")
 _NOTE = (
     "Medians over the images fooled. claim: radius ε; W: exact distance, at ¹ |Δrow| + |Δcol|, "
     "² Euclidean, ³ the attack's cost inside its window; inside: share of images that lie within "
@@ -250,30 +250,33 @@ def _cells(part: Mapping[str, Any]) -> tuple[str, ...]:
         number("manhattan", ".3f"),
         number("euclidean", ".3f"),
         number("window", ".3f"),
-        number("mass", "+.1%").replace("%", " %"),
-        number("inside", ".1%").replace("%", " %"),
+        number("mass", "+.1%").rstrip("%"),
+        number("inside", ".1%").rstrip("%"),
         number("seconds_per_image", ".2f"),
     )
 
 
 def results_table(results: Mapping[str, Any]) -> Table:
-    """Lay out a comparison for the terminal: a row for each run."""
+    """Lay out a comparison for the terminal: a row for each run, under its attack's name."""
     dataset = results["dataset"]
     table = Table(
         title=f"{dataset['name']} test, {dataset['num_images']:,} images, "
         f"{100 * results['nominal_accuracy']:.1f} % nominal",
         caption=_NOTE,
         box=SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
+        padding=0,
         show_edge=False,
     )
-    for number, column in enumerate(_HEADER):
-        table.add_column(column, justify="right" if number else "left")
+    name, _, *numbers = _HEADER
+    table.add_column(name, no_wrap=True)
+    for column in numbers:
+        table.add_column(column, justify="right")
     before = None
     for part in results["rows"]:
-        name, *cells = _cells(part)
-        table.add_row("" if name == before else name, *cells)
+        name, setting, *cells = _cells(part)
+        if setting and name != before:
+            table.add_row(name)
+        table.add_row(f"  {setting}" if setting else name, *cells)
         before = name
     return table
 
