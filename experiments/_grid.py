@@ -56,7 +56,7 @@ def run_cells(
     found = {}
     count = min(distance_images, len(subject.x))
     for number, (name, cell) in enumerate(cells.items()):
-        path = folder.path / f"{_file_name(name)}.npz"
+        path = folder.path / f"{file_name(name)}.npz"
         arrays = _load(path, len(subject.x))
         if arrays is None:
             title = f"{number + 1}/{len(cells)} {name}"
@@ -103,7 +103,7 @@ def _run(
     }
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-.=" else "-" for c in name)
 
 

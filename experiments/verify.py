@@ -20,7 +20,7 @@ from experiments._attack import distance_summary
 from experiments._attacks import FAMILIES, INSIDE, Family, check_count, check_positive
 from experiments._cli import run_command
 from experiments._evaluation import measure_distances, rulers
-from experiments._grid import _file_name, transport_summary
+from experiments._grid import file_name, transport_summary
 from experiments._runs import RunFolder, stored_results
 from experiments.compare import Entry, accuracy_at_distances, cell_of, row_of
 from wasserstein_adv.errors import InputError
@@ -161,7 +161,7 @@ def _check_comparison(
     runs = _runs_compared(results, folder)
     tables, found, right = [], {}, []
     for entry, row in runs:
-        run_file = _load(folder / f"{_file_name(entry.name)}.npz")
+        run_file = _load(folder / f"{file_name(entry.name)}.npz")
         _check_shapes(clean, run_file)
         arrays = Arrays(run_file.where, run_file | clean_file)
         measured = _measure_entry(entry, arrays, min(images or len(clean), len(clean)))
