@@ -59,7 +59,7 @@ class AttackOptions:
     """projected-sinkhorn (Wong et al. 2019): a Wasserstein ball that grows until the classifier
     errs. capped (Hu et al. 2020): the same with no pixel above white, and long steps.
     dual-projection, frank-wolfe (Wu et al. 2020): the coupling is moved, in one ball. flow: exact
-    projections on a growing ball of the cost |Δrow| + |Δcol|, the strongest. unbalanced
+    projections on a growing ball of the cost |Δrow| + |Δcol|, to anywhere. unbalanced
     (Subramanyam): steps drawn back by unbalanced transport."""
 
     preset: str = "paper"
@@ -73,26 +73,27 @@ class AttackOptions:
     """Gradient steps at most."""
 
     step_size: float | None = None
-    """Length of a step, in intensities."""
+    """Length of a step: in intensities; for capped in shares of the image's mass, for flow over the
+    radius. frank-wolfe has none."""
 
     p: float | None = None
-    """Exponent of the ground cost."""
+    """Exponent of the ground cost; of flow's there is none."""
 
     radii: tuple[float, ...] | None = None
     """Balls: radii at which to report the accuracy that is left; by default a few that suit the
     attack."""
 
     start_radius: float | None = None
-    """projected-sinkhorn: radius of the first step."""
+    """projected-sinkhorn, flow: radius of the first step."""
 
     growth: float | None = None
-    """projected-sinkhorn: factor by which the radius grows,"""
+    """projected-sinkhorn, flow: factor by which the radius grows, with flow in every step,"""
 
     grow_every: int | None = None
-    """projected-sinkhorn: once in so many steps."""
+    """with projected-sinkhorn once in so many."""
 
     increment: float | None = None
-    """capped, flow: growth of the radius in every step, from this."""
+    """capped: growth of the radius in every step, from this."""
 
     reg: float | None = None
     """projected-sinkhorn, capped: λ, the projection's weight on the distance against the plan's

@@ -88,13 +88,9 @@ def _euclidean(settings: Any, grid_size: tuple[int, int]) -> Cost:
     return euclidean_power(settings.p)
 
 
-def _growing(settings: Any) -> float:
-    return settings.increment * settings.steps
-
-
-def _wong_largest(settings: Any) -> float:
+def _grown(settings: Any, every: int) -> float:
     with np.errstate(over="ignore"):
-        growth = np.power(settings.factor, float((settings.steps - 1) // settings.every))
+        growth = np.power(settings.factor, float((settings.steps - 1) // every))
         return float(settings.start * growth)
 
 
@@ -110,7 +106,11 @@ FAMILIES = {
         positive=("start", "factor", "step_size", "reg", "p"),
         counts=("every", "steps"),
         cost=_euclidean,
-        ball=Ball(_wong_largest, lambda _: (0.3, 0.5, 0.7, 1.0), clamped=True),
+        ball=Ball(
+            lambda settings: _grown(settings, settings.every),
+            lambda _: (0.3, 0.5, 0.7, 1.0),
+            clamped=True,
+        ),
     ),
     "capped": Family(
         title="capped projected Sinkhorn",
@@ -121,7 +121,10 @@ FAMILIES = {
         positive=("increment", "step_size", "reg", "p"),
         counts=("steps",),
         cost=_euclidean,
-        ball=Ball(_growing, lambda _: (0.05, 0.1, 0.2, 0.5, 1.0)),
+        ball=Ball(
+            lambda settings: settings.increment * settings.steps,
+            lambda _: (0.05, 0.1, 0.2, 0.5, 1.0),
+        ),
     ),
     "dual-projection": Family(
         title="dual projection",
@@ -150,11 +153,11 @@ FAMILIES = {
         presets={"paper": FlowProtocol()},
         build=flow_attack,
         keep="first-success",
-        options={},
-        positive=("increment", "step_size"),
+        options={"start": "start_radius", "factor": "growth"},
+        positive=("start", "factor", "step_size"),
         counts=("steps",),
         cost=lambda settings, grid_size: minkowski(1.0),
-        ball=Ball(_growing, lambda _: (0.02, 0.05, 0.1, 0.2, 0.5)),
+        ball=Ball(lambda settings: _grown(settings, 1), lambda _: (0.02, 0.05, 0.1, 0.2, 0.5)),
     ),
     "unbalanced": Family(
         title="unbalanced transport",
@@ -195,17 +198,22 @@ def settings_of(attack: str, preset: str, options: Mapping[str, Any]) -> Any:
         if option not in fields:
             raise InputError(f"{flag(option)} is not an option of --attack {attack}")
     settings = settings._replace(**{fields[option]: value for option, value in given.items()})
-    for option, field in fields.items():
-        value = getattr(settings, field)
+    check_settings(family, settings)
+    if "floor" in given and settings.variant != "published":
+        raise InputError("--floor is for --variant published")
+    return settings
+
+
+def check_settings(family: Family, settings: Any) -> None:
+    """Raise InputError, with the option's name, where a setting is out of range."""
+    for field, value in settings._asdict().items():
+        option = family.options.get(field, field)
         if field in family.positive:
             check_positive(option, value)
         if field in family.counts:
             check_count(option, value)
         if field == "window" and (value < 1 or value % 2 == 0):
             raise InputError(f"{flag(option)} must be odd and positive, got {value}")
-    if "floor" in given and settings.variant != "published":
-        raise InputError("--floor is for --variant published")
-    return settings
 
 
 def check_positive(option: str, value: float) -> None:

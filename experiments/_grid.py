@@ -85,7 +85,7 @@ def _run(
     found = measure_distances(subject.x[:count], parts, f"{title}: distances")
     distance = found.pop("distance")
     before, after = (images.sum((1, 2, 3), np.float64) for images in (subject.x, result.image))
-    ratio = np.divide(after, before, out=np.full_like(before, np.nan), where=before > 0)
+    ratio = np.divide(after, before, out=np.where(after > 0, np.inf, 1.0), where=before > 0)
     measures = {"distance": distance.total, "mass_change": ratio - 1.0}
     if isinstance(result.evidence, UnbalancedEvidence):
         measures = transport_measures(result, distance.total, ratio)

@@ -23,7 +23,6 @@ class AttackFashionMnistConfig(AttackOptions):
     """The dataset; downloaded and prepared where it is not."""
 
     attack: AttackName = "unbalanced"
-    """As of attack_mnist."""
 
 
 def main(config: AttackFashionMnistConfig) -> None:

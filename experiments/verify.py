@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments._attack import distance_summary
-from experiments._attacks import FAMILIES, INSIDE, Family, check_count, check_positive
+from experiments._attacks import FAMILIES, INSIDE, Family, check_count, check_settings
 from experiments._cli import run_command
 from experiments._evaluation import measure_distances, rulers
 from experiments._grid import file_name, transport_summary
@@ -388,7 +388,7 @@ def _measure_entry(
     ground = {"distance": (cell.cost, None), **cell.others}
     parts = {name: (image, cost, window) for name, (cost, window) in ground.items()}
     measured = _measure(clean, parts, "distance", images, f"{entry.name}: distances")
-    return {name: np.nan_to_num(values, nan=np.inf) for name, values in measured.items()}
+    return {name: np.where(np.isnan(values), np.inf, values) for name, values in measured.items()}
 
 
 def _with_the_rest(
@@ -549,10 +549,7 @@ def _settings(family: Family, recorded: Mapping[str, Any], where: str) -> Any:
         if type(recorded.get(field)) is not type(usual):
             raise InputError(f"{where}.{field} is {recorded.get(field)!r} in its results")
     settings = type(preset)(*(recorded[field] for field in preset._fields))
-    for field in family.positive:
-        check_positive(field, getattr(settings, field))
-    for field in family.counts:
-        check_count(field, getattr(settings, field))
+    check_settings(family, settings)
     return settings
 
 

@@ -1,5 +1,8 @@
-"""Checks of values, on concrete arrays only: traced code cannot raise."""
+"""Checks of values, on concrete ones only: traced code cannot raise."""
 
+from typing import Any
+
+import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -27,3 +30,23 @@ def check_images(images: ArrayLike, name: str = "images") -> None:
     low, high = array.min(), array.max()
     if low < 0 or high > 1:
         raise InputError(f"{name} must lie in [0, 1], got values from {low:g} to {high:g}")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Refuse a setting that is not positive and finite; an array of JAX is let pass.
+
+    Raises:
+      InputError: one line that names the setting.
+    """
+    if not isinstance(value, jax.Array) and not 0 < value < float("inf"):
+        raise InputError(f"{name} must be positive and finite, got {value}")
+
+
+def check_cap(cap: Any) -> None:
+    """Refuse what no pixel could hold; None or ∞ for no limit, an array of JAX is let pass.
+
+    Raises:
+      InputError: one line that says what is wrong.
+    """
+    if cap is not None and not isinstance(cap, jax.Array) and not cap > 0:
+        raise InputError(f"cap must be positive, got {cap}")

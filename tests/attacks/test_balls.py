@@ -20,49 +20,59 @@ from wasserstein_adv.attacks import (
     flow,
     flow_ball,
     frank_wolfe,
+    growing,
     hu,
     l2_unit,
     linear,
     linf_unit,
     pgd,
+    wong,
 )
 from wasserstein_adv.attacks.flow import MNIST as FLOW_MNIST
 from wasserstein_adv.attacks.hu import CIFAR10
 from wasserstein_adv.attacks.hu import MNIST as HU_MNIST
+from wasserstein_adv.attacks.wong import MNIST as WONG_MNIST
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.geometry import euclidean_power, local_grid
 from wasserstein_adv.metrics import exact_distances
 
 KEY = jax.random.key(3)
-GRID, WINDOW, INCREMENT, STEPS = (8, 8), 3, 0.02, 25
+GRID, WINDOW, INCREMENT, FACTOR, STEPS = (8, 8), 3, 0.02, 1.06, 50
 
 
 def manhattan(drow, dcol):
     return abs(drow) + abs(dcol)
 
 
-# name ↦ (attack, its set, its ground cost, its window)
+# name ↦ (attack, its set, its radii, its ground cost, its window)
 ATTACKS = {
     "hu": (
         hu(GRID, HuProtocol(INCREMENT, STEPS, window=WINDOW)),
         capped_ball(local_grid(GRID, euclidean_power(1), WINDOW)),
+        linear(INCREMENT),
         euclidean_power(1),
         WINDOW,
     ),
-    "flow": (flow(GRID, FlowProtocol(INCREMENT, STEPS)), flow_ball(), manhattan, None),
+    "flow": (
+        flow(GRID, FlowProtocol(INCREMENT, FACTOR, STEPS)),
+        flow_ball(),
+        growing(INCREMENT, FACTOR, 1),
+        manhattan,
+        None,
+    ),
 }
 
 
 @pytest.fixture(scope="module", params=ATTACKS)
 def attacked(request, problem, quick_jit):
-    """(the attack's answer for the shared problem, its ground cost and window)."""
-    attack, _, *ground = ATTACKS[request.param]
+    """(the attack's answer for the shared problem, its radii, its ground cost and window)."""
+    attack, _, *rest = ATTACKS[request.param]
     run = quick_jit(lambda key, x, y: attack(key, problem.logits, x, y))
-    return jax.tree.map(np.asarray, run(KEY, problem.x, problem.y)), *ground
+    return jax.tree.map(np.asarray, run(KEY, problem.x, problem.y)), *rest
 
 
 def test_every_image_is_an_image_of_its_ball(attacked, problem):
-    found, *ground = attacked
+    found, _, *ground = attacked
     assert found.image.min() >= 0 and found.image.max() <= 1
     np.testing.assert_allclose(found.image.sum((1, 2, 3)), problem.x.sum((1, 2, 3)), rtol=1e-5)
     exact = exact_distances(problem.x, found.image, *ground, workers=2)
@@ -82,8 +92,9 @@ def test_success_means_that_the_very_image_is_misclassified(attacked, problem):
 
 
 def test_radii_are_those_of_the_schedule(attacked):
-    found, *_ = attacked
-    np.testing.assert_allclose(found.budget, INCREMENT * found.steps, rtol=1e-5)
+    found, radii, *_ = attacked
+    expected = np.where(found.steps > 0, radii(np.maximum(found.steps - 1, 0)), 0)
+    np.testing.assert_allclose(found.budget, expected, rtol=1e-5)
     np.testing.assert_array_equal(found.radius[found.success], found.budget[found.success])
     assert (found.steps[~found.success] == STEPS).all()
     assert len(set(found.steps.tolist())) > 3
@@ -130,7 +141,7 @@ def least_radius(x, ascent, missing, cost, window):
 
 
 def test_radii_are_near_the_least_of_a_linear_program(attacked, problem):
-    found, *ground = attacked
+    found, radii, *ground = attacked
     ratios = []
     for k in range(1, 7):
         label = problem.y[k]
@@ -145,13 +156,14 @@ def test_radii_are_near_the_least_of_a_linear_program(attacked, problem):
         ]
         # Nothing smaller is possible, and the steps of the radius are the attack's resolution.
         assert found.radius[k] >= min(needed) * (1 - 1e-3)
-        ratios.append(max(found.budget[k] - INCREMENT, 0) / min(needed))
+        before = radii(found.steps[k] - 2) if found.steps[k] > 1 else 0.0
+        ratios.append(before / min(needed))
     assert np.median(ratios) < 1.2
 
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_a_random_start_is_inside(name, problem, quick_jit):
-    _, ball, *ground = ATTACKS[name]
+    _, ball, _, *ground = ATTACKS[name]
 
     @quick_jit
     def starts(keys, x, radius):
@@ -354,7 +366,6 @@ def test_unit_steps(rule, order):
 def test_published_protocols():
     assert tuple(HU_MNIST) == (0.01, 200, 0.06, 1000.0, 5, 1.0)
     assert tuple(CIFAR10) == (0.001, 400, 0.02, 3000.0, 5, 1.0)
-    assert FLOW_MNIST.increment * FLOW_MNIST.steps == pytest.approx(2.0)  # the same radii
 
 
 BAD = (0.0, -1.0, float("nan"), float("inf"))
@@ -363,20 +374,22 @@ BAD = (0.0, -1.0, float("nan"), float("inf"))
 @pytest.mark.parametrize(
     "change",
     [
-        *({name: value} for name in ("increment", "step_size") for value in BAD),
-        *({"reg": value} for value in BAD[:3]),
-        {"steps": 0}, {"window": 4}, {"window": 0}, {"p": 0.0}, {"p": float("nan")},
+        *(
+            {name: value}
+            for name in ("increment", "start", "factor", "step_size", "reg")
+            for value in BAD
+        ),
+        {"steps": 0}, {"every": 0}, {"window": 4}, {"window": 0}, {"p": 0.0}, {"p": float("nan")},
     ],
     ids=str,
 )  # fmt: skip
 def test_protocols_out_of_range_are_refused(change):
     name = next(iter(change))
-    with pytest.raises(InputError, match=name) as refusal:
-        hu(GRID, HU_MNIST._replace(**change))
-    assert "\n" not in str(refusal.value)
-    if name in FlowProtocol._fields:
-        with pytest.raises(InputError, match=name):
-            flow(GRID, FLOW_MNIST._replace(**change))
+    for attack, protocol in ((hu, HU_MNIST), (flow, FLOW_MNIST), (wong, WONG_MNIST)):
+        if name in protocol._fields:
+            with pytest.raises(InputError, match=name) as refusal:
+                attack(GRID, protocol._replace(**change))
+            assert "\n" not in str(refusal.value)
 
 
 def test_stopping_rules_out_of_range_are_refused(problem):

@@ -19,7 +19,7 @@ QUICK = {
     "capped": {"increment": 0.004, "steps": 6, "window": WINDOW},
     "dual-projection": {"steps": 6, "window": WINDOW},
     "frank-wolfe": {"steps": 6, "window": WINDOW},
-    "flow": {"increment": 0.004, "steps": 6},
+    "flow": {"start": 0.004, "factor": 1.4, "steps": 6},
     "unbalanced": {"steps": 3, "iterations": 3},
 }
 # Of all runs these, as most of the time goes into compiling: name ↦ (attack, setting, windowed).

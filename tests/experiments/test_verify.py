@@ -13,7 +13,7 @@ from experiments._cli import run_command
 
 RUNS = {
     "projected-sinkhorn": ["--steps", "7", "--window", "3", "--radii", "0.3", "1.0"],
-    "flow": ["--steps", "40", "--increment", "0.03", "--radii", "0.3"],
+    "flow": ["--steps", "40", "--growth", "1.08", "--radii", "0.3"],
     "unbalanced": ["--steps", "2", "--keep", "first-success"],
 }
 

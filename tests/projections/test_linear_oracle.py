@@ -125,7 +125,7 @@ def scale(x, y):
 def assert_sound(got, x, y, radius, rtol):
     """Feasible, as far as z tells, and its value is its own."""
     point, y = np.asarray(got.point, np.float64), y.astype(np.float64)
-    rest = got._replace(prices=got.shares)
+    rest = got._replace(prices=got.shares, reg=got.value)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(rest)) and bool(got.converged)
     assert (got.prices >= 0).all() and (got.shares >= 0).all()  # a price may be infinite
     assert float(got.shares.sum()) == pytest.approx(1.0)

@@ -102,6 +102,8 @@ def check_batch(x: Array, y: Array) -> None:
     """Raise InputError unless x is (n, h, w, c) and y is n integers."""
     if x.ndim != 4:
         raise InputError(f"x must have shape (n, h, w, c), got {x.shape}")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise InputError(f"x must be floating point in [0, 1], got {x.dtype}")
     if y.shape != x.shape[:1] or not jnp.issubdtype(y.dtype, jnp.integer):
         raise InputError(f"y must be {x.shape[0]} integer labels, got {y.dtype} {y.shape}")
 
@@ -197,6 +199,8 @@ def first_order(
 
         def move(x, gradient, method_state, u, budget, memory):
             def lmo(gradient):
+                if feasible.lmo is None:
+                    raise InputError("the set has no linear minimisation oracle for this method")
                 return feasible.lmo(x, u, gradient, budget, memory)
 
             def project(stepped):

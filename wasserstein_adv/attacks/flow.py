@@ -1,15 +1,16 @@
-"""The strongest of the Wasserstein balls' attacks: exact projections, mass moved as a flow."""
+"""An attack by exact projections onto the Wasserstein ball: mass that flows on the pixel grid."""
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from wasserstein_adv.attacks.first_order import FirstOrderAttack, first_order
 from wasserstein_adv.attacks.methods import linf_unit, pgd
-from wasserstein_adv.attacks.schedules import check_range, linear
-from wasserstein_adv.attacks.sets import FeasibleSet
+from wasserstein_adv.attacks.schedules import growing
+from wasserstein_adv.attacks.sets import FeasibleSet, noise
+from wasserstein_adv.checks import check_positive
 from wasserstein_adv.projections.flow_projection import FlowState, flow_projection
 
 
@@ -54,22 +55,23 @@ def flow_ball(*, tolerance: float = 0.1, max_iterations: int = 200) -> FeasibleS
         return found.point, evidence
 
     def random(key, x, radius):
-        noise = jax.random.uniform(key, x.shape, x.dtype, -1.0, 1.0)
         u, memory = init(x)
-        return project(x, u, x + noise, radius, memory)
+        return project(x, u, x + noise(key, x), radius, memory)
 
     return FeasibleSet(init, random, lambda x, u: u, project, lambda x, u, memory: memory.cost)
 
 
 class FlowProtocol(NamedTuple):
-    """Settings of the attack. Units: pixels times fractions of the image's mass for radii, [0, 1]
-    intensities for the step."""
+    """Settings of the attack. Units: pixels times fractions of the image's mass for radii."""
 
-    increment: float = 0.005
-    """Growth of the radius ε in every step, from this."""
-    steps: int = 400
-    step_size: float = 0.3
-    """Length of the step along the gradient, in the pixel that changes most."""
+    start: float = 0.005
+    """Radius ε of the first step."""
+    factor: float = 1.03
+    """Growth of the radius in every step."""
+    steps: int = 230
+    step_size: float = 3.0
+    """Length of the step along the gradient over the radius, in the pixel that changes most: a
+    radius of 0.1 takes steps of 0.3 intensities."""
 
 
 MNIST = FlowProtocol()
@@ -82,7 +84,7 @@ def flow(
     """Gradient steps projected on the flow ball, which grows until the image is fooled.
 
     Args:
-      grid_size: (H, W) of the images; any.
+      grid_size: (H, W) of the images; the ball is the same on all.
       protocol: the settings, `MNIST` by default.
       **first_order_options: `objective`, `keep`, `targeted`, `random_start`, `restarts` as for
         `first_order`.
@@ -90,13 +92,14 @@ def flow(
     Raises:
       InputError: numbers out of range, no steps.
     """
-    del grid_size  # the ball is the same on all; here so that every attack is built alike
-    for name in ("increment", "step_size"):
-        check_range(name, getattr(protocol, name))
+    del grid_size  # here so that every attack is built alike
+    for name in ("start", "factor", "step_size"):
+        check_positive(name, getattr(protocol, name))
+    radius = growing(protocol.start, protocol.factor, 1)
     return first_order(
         flow_ball(),
-        pgd(linf_unit(protocol.step_size)),
-        radius=linear(protocol.increment),
+        pgd(optax.chain(linf_unit(protocol.step_size), optax.scale_by_schedule(radius))),
+        radius=radius,
         steps=protocol.steps,
         **first_order_options,
     )

@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 from wasserstein_adv.attacks.first_order import FirstOrderAttack, first_order
 from wasserstein_adv.attacks.methods import linf_unit, pgd
-from wasserstein_adv.attacks.schedules import check_range, linear
+from wasserstein_adv.attacks.schedules import linear
 from wasserstein_adv.attacks.sets import capped_ball
+from wasserstein_adv.checks import check_positive
 from wasserstein_adv.geometry.costs import euclidean_power
 from wasserstein_adv.geometry.grids import local_grid
 
@@ -47,7 +48,7 @@ def hu(
       InputError: an even window, numbers out of range, no steps.
     """
     for name in ("increment", "step_size"):
-        check_range(name, getattr(protocol, name))
+        check_positive(name, getattr(protocol, name))
     geometry = local_grid(grid_size, euclidean_power(protocol.p), protocol.window)
     return first_order(
         capped_ball(geometry, protocol.reg),

@@ -65,17 +65,21 @@ def sign(size: float) -> optax.GradientTransformation:
 
 def linf_unit(size: float) -> optax.GradientTransformation:
     """Steps of −size · gradient / ‖gradient‖_∞, and none where the gradient vanishes."""
-    return _unit(size, lambda gradient: optax.tree.norm(gradient, ord=jnp.inf))
+    return optax.stateless(lambda gradient, _: jax.tree.map(lambda a: -size * a, _scaled(gradient)))
 
 
 def l2_unit(size: float) -> optax.GradientTransformation:
     """Steps of −size · gradient / ‖gradient‖₂, and none where the gradient vanishes."""
-    return _unit(size, optax.tree.norm)
 
-
-def _unit(size: float, norm_of: Callable[[Any], Any]) -> optax.GradientTransformation:
     def update(gradient, _):
-        norm = norm_of(gradient)
-        return jax.tree.map(lambda a: -size * a / jnp.where(norm > 0, norm, 1.0), gradient)
+        scaled = _scaled(gradient)  # whose squares neither overflow nor vanish
+        norm = optax.tree.norm(scaled)
+        return jax.tree.map(lambda a: -size * a / jnp.where(norm > 0, norm, 1.0), scaled)
 
     return optax.stateless(update)
+
+
+def _scaled(gradient: Any) -> Any:
+    """gradient / ‖gradient‖_∞, and 0 where it vanishes."""
+    largest = optax.tree.norm(gradient, ord=jnp.inf)
+    return jax.tree.map(lambda a: a / jnp.where(largest > 0, largest, 1.0), gradient)

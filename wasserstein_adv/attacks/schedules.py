@@ -2,8 +2,6 @@
 
 import optax
 
-from wasserstein_adv.errors import InputError
-
 
 def constant(radius: float) -> optax.Schedule:
     """`radius` at every step."""
@@ -18,9 +16,3 @@ def growing(start: float, factor: float, every: int) -> optax.Schedule:
 def linear(increment: float) -> optax.Schedule:
     """increment · (t + 1). Hu et al. (2020)."""
     return lambda step: increment * (step + 1)
-
-
-def check_range(name: str, value: float) -> None:
-    """Raise InputError unless a setting is positive and finite."""
-    if not 0 < value < float("inf"):
-        raise InputError(f"{name} must be positive and finite, got {value}")

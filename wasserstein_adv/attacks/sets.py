@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from ott.geometry import geometry as ott_geometry
 
-from wasserstein_adv.errors import InputError
+from wasserstein_adv.checks import check_positive
 from wasserstein_adv.projections.projected_sinkhorn import Duals, projected_sinkhorn
 
 Variable = Any
@@ -74,7 +74,7 @@ def wasserstein_ball(
         are.
 
     Raises:
-      InputError: `reg` is not positive.
+      InputError: `reg` is not positive and finite.
     """
     nearest = _sinkhorn(geometry, reg, None, tolerance, max_iterations)
 
@@ -83,7 +83,7 @@ def wasserstein_ball(
         return jnp.clip(evidence.point, 0.0, 1.0), evidence
 
     def random(key, x, radius):
-        return project(x, x, x + _noise(key, x), radius, _unmoved(x))
+        return project(x, x, x + noise(key, x), radius, _unmoved(x))
 
     return FeasibleSet(
         lambda x: (x, _unmoved(x)), random, lambda x, u: u, project,
@@ -109,7 +109,7 @@ def capped_ball(
       geometry, reg, tolerance, max_iterations: as for `wasserstein_ball`.
 
     Raises:
-      InputError: `reg` is not positive.
+      InputError: `reg` is not positive and finite.
     """
     nearest = _sinkhorn(geometry, reg, 1.0, tolerance, max_iterations)
 
@@ -127,7 +127,7 @@ def capped_ball(
 
     def random(key, x, radius):
         u, memory = init(x)
-        return project(x, u, u + _noise(key, x) / _mass(x), radius, memory)
+        return project(x, u, u + noise(key, x) / _mass(x), radius, memory)
 
     return FeasibleSet(init, random, decode, project, lambda x, u, memory: memory.cost)
 
@@ -140,8 +140,7 @@ def _sinkhorn(
     max_iterations: int,
 ) -> Callable[[Array, Array, Array, Array, BallEvidence], BallEvidence]:
     """(x, w, (w − z)/m, radius, memory) ↦ the projection of w, started from z's duals."""
-    if not reg > 0:
-        raise InputError(f"reg must be positive, got {reg}")
+    check_positive("reg", reg)
 
     def nearest(x, w, step, radius, memory: BallEvidence) -> BallEvidence:
         found = projected_sinkhorn(
@@ -161,7 +160,8 @@ def _mass(x: Array) -> Array:
     return jnp.where(mass > 0, mass, 1.0)
 
 
-def _noise(key: PRNGKeyArray, x: Array) -> Array:
+def noise(key: PRNGKeyArray, x: Array) -> Array:
+    """Independent pixels, uniform on [−1, 1], of x's shape."""
     return jax.random.uniform(key, x.shape, x.dtype, -1.0, 1.0)
 
 
@@ -177,8 +177,7 @@ def linf_ball() -> FeasibleSet:
         return jnp.clip(jnp.clip(stepped, x - radius, x + radius), 0.0, 1.0), memory
 
     def random(key, x, radius):
-        noise = jax.random.uniform(key, x.shape, x.dtype, -1.0, 1.0)
-        return jnp.clip(x + radius * noise, 0.0, 1.0), ()
+        return jnp.clip(x + radius * noise(key, x), 0.0, 1.0), ()
 
     return FeasibleSet(
         lambda x: (x, ()), random, lambda x, u: u, project,

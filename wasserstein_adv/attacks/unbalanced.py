@@ -13,6 +13,7 @@ from wasserstein_adv.attacks.keep import last
 from wasserstein_adv.attacks.methods import l2_unit, pgd, sign
 from wasserstein_adv.attacks.schedules import constant
 from wasserstein_adv.attacks.sets import FeasibleSet
+from wasserstein_adv.checks import check_positive
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.geometry.costs import minkowski, unit_square
 from wasserstein_adv.geometry.grids import dense_grid, separable_grid
@@ -65,11 +66,10 @@ def unbalanced_neighbourhood(
         that it could be uniform on.
 
     Raises:
-      InputError: η, τ or γ is not positive.
+      InputError: η, τ or γ is not positive and finite.
     """
     for name, value in (("eta", eta), ("tau", tau), ("gamma", gamma)):
-        if not value > 0:
-            raise InputError(f"{name} must be positive, got {value}")
+        check_positive(name, value)
 
     def init(x: Array) -> tuple[Array, UnbalancedEvidence]:
         nothing = jnp.zeros((), x.dtype)
@@ -150,8 +150,7 @@ def unbalanced(
     if protocol.norm not in methods:
         raise InputError(f"norm must be linf or l2, got {protocol.norm!r}")
     for name in ("step_size", "p", "scale", "radius", "floor"):
-        if not 0 < getattr(protocol, name) < float("inf"):
-            raise InputError(f"{name} must be positive and finite, got {getattr(protocol, name)}")
+        check_positive(name, getattr(protocol, name))
     if protocol.iterations < 1:
         raise InputError(f"iterations must be 1 or more, got {protocol.iterations}")
     row, col = unit_square(*grid_size)

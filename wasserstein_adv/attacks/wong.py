@@ -6,6 +6,8 @@ from wasserstein_adv.attacks.first_order import FirstOrderAttack, first_order
 from wasserstein_adv.attacks.methods import pgd, sign
 from wasserstein_adv.attacks.schedules import growing
 from wasserstein_adv.attacks.sets import wasserstein_ball
+from wasserstein_adv.checks import check_positive
+from wasserstein_adv.errors import InputError
 from wasserstein_adv.geometry.costs import euclidean_power
 from wasserstein_adv.geometry.grids import local_grid
 
@@ -57,8 +59,12 @@ def wong(
         `first_order`.
 
     Raises:
-      InputError: an even window, a non-positive λ or p, no steps.
+      InputError: an even window, numbers out of range, no steps.
     """
+    for name in ("start", "factor", "step_size"):
+        check_positive(name, getattr(protocol, name))
+    if protocol.every < 1:
+        raise InputError(f"every must be 1 or more, got {protocol.every}")
     geometry = local_grid(grid_size, euclidean_power(protocol.p), protocol.window)
     return first_order(
         wasserstein_ball(geometry, protocol.reg),

@@ -15,8 +15,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from wasserstein_adv.attacks.first_order import FirstOrderAttack, first_order
 from wasserstein_adv.attacks.methods import Method, frank_wolfe, linf_unit, pgd
-from wasserstein_adv.attacks.schedules import check_range, constant
+from wasserstein_adv.attacks.schedules import constant
 from wasserstein_adv.attacks.sets import FeasibleSet
+from wasserstein_adv.checks import check_positive
 from wasserstein_adv.geometry.costs import euclidean_power
 from wasserstein_adv.geometry.grids import local_grid
 from wasserstein_adv.geometry.local_grid import LocalGrid
@@ -33,7 +34,7 @@ class CouplingEvidence(NamedTuple):
     """What a projection, or an oracle, and the last step leave behind."""
 
     psi: Float[Array, ""]
-    """Multiplier of the budget: where the next projection or oracle starts."""
+    """Multiplier of the budget: where the next projection, or oracle, starts."""
     duals: CouplingDuals
     """Where the next capacity-constrained projection starts."""
     point: Float[Array, "h w c"]
@@ -41,7 +42,9 @@ class CouplingEvidence(NamedTuple):
     cost: Float[Array, ""]
     """Cost of the coupling, at most the radius."""
     converged: Bool[Array, ""]
+    """Whether the last step's projection, or oracle, and the final projection did."""
     iterations: Int[Array, ""]
+    """Of the final projection."""
 
 
 def couplings(
@@ -63,7 +66,7 @@ def couplings(
     Raises:
       InputError: `reg` is not positive and finite.
     """
-    check_range("reg", reg)
+    check_positive("reg", reg)
 
     def init(x: Array) -> tuple[Array, CouplingEvidence]:
         nothing = jnp.zeros((), x.dtype)
@@ -93,7 +96,7 @@ def couplings(
         y = y / jnp.where(steepest > 0, steepest, 1.0)
         found = linear_oracle(geometry, x, y, radius, reg, memory.psi, tolerance=tolerance)
         plan = sum(
-            share * _split(geometry, x, reg * y, reg * price)
+            share * _split(geometry, x, found.reg * y, found.reg * price)
             for price, share in zip(found.prices, found.shares, strict=True)
         )
         return plan, memory._replace(
@@ -109,8 +112,9 @@ def couplings(
         )  # fmt: skip
         image = jnp.where(moved, jnp.clip(found.point, 0.0, 1.0), x)
         return image, memory._replace(
-            duals=found.duals, point=image, cost=jnp.where(moved, found.cost, 0.0)
-        )
+            duals=found.duals, point=image, cost=jnp.where(moved, found.cost, 0.0),
+            converged=memory.converged & (found.converged | ~moved), iterations=found.iterations,
+        )  # fmt: skip
 
     def random(key, x, radius):
         u, memory = init(x)
@@ -184,7 +188,7 @@ def wu_projection(
     Raises:
       InputError: an even window, numbers out of range, no steps.
     """
-    check_range("step_size", protocol.step_size)
+    check_positive("step_size", protocol.step_size)
     feasible = couplings(_window(grid_size, protocol))
     return _within(feasible, pgd(linf_unit(protocol.step_size)), protocol, first_order_options)
 
@@ -206,7 +210,9 @@ def wu_frank_wolfe(
     return _within(feasible, frank_wolfe(), protocol, first_order_options)
 
 
-def _window(grid_size: tuple[int, int], protocol: ProjectionProtocol | FrankWolfeProtocol):
+def _window(
+    grid_size: tuple[int, int], protocol: ProjectionProtocol | FrankWolfeProtocol
+) -> LocalGrid:
     return local_grid(grid_size, euclidean_power(protocol.p), protocol.window)
 
 
@@ -216,6 +222,6 @@ def _within(
     protocol: ProjectionProtocol | FrankWolfeProtocol,
     options: Mapping[str, Any],
 ) -> FirstOrderAttack:
-    check_range("radius", protocol.radius)
+    check_positive("radius", protocol.radius)
     radius = constant(protocol.radius)
     return first_order(feasible, method, radius=radius, steps=protocol.steps, **options)

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from wasserstein_adv.checks import check_cap, check_positive
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.geometry.batching import batch_last
 from wasserstein_adv.geometry.local_grid import LocalGrid
@@ -151,8 +152,8 @@ def coupling_cost(geometry: LocalGrid, plan: Float[Array, "taps h w *c"]) -> Flo
       InputError: as `column_sums`.
     """
     _check_plan(geometry, plan)
-    cost = jnp.asarray(_window(geometry).cost, plan.dtype)
-    return cost @ jnp.sum(plan.reshape(len(cost), -1), axis=1)
+    cost = jnp.asarray(_window(geometry).cost, jnp.result_type(plan, jnp.float32))
+    return jnp.sum(cost * jnp.sum(plan.reshape(len(cost), -1), axis=1))
 
 
 def diagonal_plan(geometry: LocalGrid, x: Float[Array, "h w *c"]) -> Float[Array, "taps h w *c"]:
@@ -223,8 +224,8 @@ def dual_projection(
     _check_plan(geometry, plan)
     check_shapes(geometry, x, plan[0])
     check_stopping(tolerance, max_iterations)
-    if cap is not None and not cap > 0:
-        raise InputError(f"cap must be positive, got {cap}")
+    check_positive("radius", radius)
+    check_cap(cap)
     if duals is not None and jnp.shape(duals.prices) != x.shape:
         raise InputError(f"prices must have x's shape {x.shape}, got {jnp.shape(duals.prices)}")
     dtype = jnp.result_type(x, plan, jnp.float32)
@@ -398,7 +399,8 @@ def _row_sums(plan: Array) -> Array:
 
 
 def _multiplier_unit(window: _Window, problem: _Problem) -> Float[Array, "..."]:
-    """A λ of the size that matters: the most that a pixel gains by a move, per unit of cost."""
+    """A λ of the size that matters: the most that a pixel gains by a move, or sends, per unit of
+    cost."""
     x, target = problem
     home = target[window.home]
 

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from wasserstein_adv.checks import check_cap, check_positive
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.geometry.batching import batch_last
 from wasserstein_adv.projections.kernel import check_stopping, refuse_gradients
@@ -119,7 +120,8 @@ def flow_projection(
 
     The residual is √(2(P − D))/‖z₀ − x‖₂, P and D the values of problem and dual at the returned
     point and potential, z₀ the projection without a budget. The problem is strongly convex, so that
-    ‖z − z*‖₂ ≤ residual·‖z₀ − x‖₂ holds for certain. P − D is summed from terms that are each
+    ‖z − z*‖₂ ≤ residual·‖z₀ − x‖₂ holds for certain (where ‖z₀ − x‖₂ is below the rounding of x,
+    that rounding stands for it). P − D is summed from terms that are each
     non-negative: single precision does not cancel.
 
     A pure function of one image: `jax.vmap` it over a batch, `jax.jit` it as you like. Gradients
@@ -146,8 +148,8 @@ def flow_projection(
     if w.shape != x.shape:
         raise InputError(f"w must have x's shape {x.shape}, got {w.shape}")
     check_stopping(tolerance, max_iterations)
-    if isinstance(cap, float | int) and not cap > 0:
-        raise InputError(f"cap must be positive, got {cap}")
+    check_positive("radius", radius)
+    check_cap(cap)
     if start is not None and (
         start.flow.shape != (2, *x.shape) or start.potential.shape != x.shape
     ):
@@ -336,7 +338,7 @@ def _feasible(
     """A feasible image near one in the box, and the flow that leads there."""
     x, _, budget, cap = problem
     mass, held = (jnp.sum(a, axis=(0, 1), keepdims=True) for a in (x, boxed))
-    room = jnp.where(jnp.isinf(cap), boxed, cap - boxed)
+    room = jnp.where(jnp.isinf(cap), 1.0, cap - boxed)
     total = jnp.sum(room, axis=(0, 1), keepdims=True)
     # Too much is taken from all in proportion, too little goes where there is room for it.
     less = boxed * jnp.minimum(mass / jnp.where(held > 0, held, 1.0), 1.0)

@@ -33,6 +33,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 from ott.geometry import geometry as ott_geometry
 
+from wasserstein_adv.checks import check_positive
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.geometry.best_destination import Choice, best_destination
 from wasserstein_adv.projections.budget import dots
@@ -62,6 +63,8 @@ class LinearMaximum(NamedTuple):
     nothing moves."""
     shares: Float[Array, "2"]
     """In these proportions, which add up to 1."""
+    reg: Float[Array, ""]
+    """The λ for which they are best: `reg`, cut if need be; ∞ without entropy."""
     converged: Bool[Array, ""]
     """Whether (D) or (E) is solved to the tolerance, or to rounding."""
     iterations: Int[Array, ""]
@@ -121,7 +124,8 @@ def linear_oracle(
       x: (H, W) or (H, W, C) image, non-negative, finite. A blank image is a ball of one point.
       y: same shape, finite values of any size: the answer scales with y, and a constant added to a
         channel adds to `value` and `bound` and changes nothing else.
-      radius: ε > 0, in the cost's unit times the fraction of the image's mass (all channels).
+      radius: ε > 0, in the cost's unit times the fraction of the image's mass (all channels); ∞
+        for all that the geometry can reach.
       reg: λ > 0, weight of yᵀz against the entropy for masses normalised to 1, in 1 / units of y.
         None takes the maximum itself, in less time. Exponents as large as λ·(max y − min y) are
         rounded, which shifts what a split pixel sends where by up to eps times that; beyond
@@ -142,8 +146,10 @@ def linear_oracle(
     if y.shape != x.shape:
         raise InputError(f"y must have x's shape {x.shape}, got {y.shape}")
     check_stopping(tolerance, max_iterations)
-    if isinstance(reg, float | int) and not 0 < reg < float("inf"):
-        raise InputError(f"reg must be positive and finite, or None, got {reg}")
+    if reg is not None:
+        check_positive("reg", reg)
+    if not isinstance(radius, jax.Array) and not radius > 0:
+        raise InputError(f"radius must be positive, got {radius}")
     dtype = jnp.result_type(x, y, jnp.float32)
     x, y, radius = (jnp.asarray(a, dtype) for a in (x, y, radius))
     reg, psi = (None if a is None else jnp.asarray(a, dtype) for a in (reg, psi))
@@ -201,12 +207,13 @@ def _solve(
     psi = jnp.zeros_like(radius) if psi is None else psi / scale
     exact = _exact(geometry, unit_y)
     if reg is None:
-        plans, weight = exact, jnp.ones_like(scale)
+        plans, weight, used = exact, jnp.ones_like(scale), jnp.full_like(scale, jnp.inf)
         search = _search(exact, share, radius, psi, rounding, max_iterations)
         price, rise = search.best, search.bound
     else:
         # Beyond 1/(1000 eps), rounding alone would shift weight between the exponentials.
         weight = jnp.clip(reg * scale, limits.tiny, 2.0**-10 / limits.eps)
+        used = weight / scale
         plans, accuracy = _entropic(geometry, weight * unit_y), max(tolerance, rounding)
         search = _search(plans, share, radius, weight * psi, accuracy, max_iterations)
         # Any ψ certifies: one that is beyond all use is cut before it overflows.
@@ -227,6 +234,7 @@ def _solve(
         cost=cost,
         prices=scale / weight * prices,
         shares=shares,
+        reg=used,
         converged=search.found,
         iterations=search.iteration,
     )

@@ -69,12 +69,13 @@ def solve_multiplier(
     def propose(value, lower, upper, cost, slope):
         newton = value + (jnp.log(cost) - aim) * cost / slope
         newton = jnp.where(newton > 0.0, newton, 0.0)
+        low = jnp.maximum(lower, 0.0)
         middle = jnp.where(
-            upper > 4.0 * (lower + unit),
-            jnp.sqrt((lower + unit) * (upper + unit)) - unit,
-            0.5 * (lower + upper),
+            upper > 4.0 * (low + unit),
+            jnp.sqrt((low + unit) * (upper + unit)) - unit,
+            0.5 * (low + upper),
         )
-        fallback = jnp.where(jnp.isinf(upper), 4.0 * (value + unit), jnp.maximum(middle, 0.0))
+        fallback = jnp.where(jnp.isinf(upper), 4.0 * (value + unit), middle)
         # Far from the root Newton may see rounding only: never more than a factor of 16.
         trusted = (newton > lower) & (newton < upper) & (newton <= 16.0 * (value + unit))
         return jnp.where(trusted, newton, fallback)

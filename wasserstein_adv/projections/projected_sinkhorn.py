@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 from ott.geometry import geometry as ott_geometry
 
+from wasserstein_adv.checks import check_cap, check_positive
 from wasserstein_adv.geometry.local_grid import LocalGrid
 from wasserstein_adv.geometry.log_kernel import LogKernel, safe_log
 from wasserstein_adv.projections.budget import dots, plan_cost, solve_psi
@@ -272,6 +273,9 @@ def projected_sinkhorn(
     """
     check_shapes(geometry, x, w)
     check_stopping(tolerance, max_iterations)
+    check_positive("radius", radius)
+    check_positive("reg", reg)
+    check_cap(cap)
     dtype = jnp.result_type(x, w, jnp.float32)
     x, w = jnp.asarray(x, dtype), jnp.asarray(w, dtype)
     radius, reg = jnp.asarray(radius, dtype), jnp.asarray(reg, dtype)

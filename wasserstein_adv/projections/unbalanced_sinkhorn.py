@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 from ott.geometry import geometry as ott_geometry
 
+from wasserstein_adv.checks import check_positive
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.geometry.batching import batch_last
 from wasserstein_adv.geometry.log_kernel import LogKernel
@@ -357,10 +358,9 @@ def published(floor: float) -> Rule:
         published code did about ln 0, which the paper does not say, and it changes the results.
 
     Raises:
-      InputError: the floor is not positive.
+      InputError: the floor is not positive and finite.
     """
-    if not floor > 0:
-        raise InputError(f"floor must be positive, got {floor}")
+    check_positive("floor", floor)
 
     def start(problem: UnbalancedProblem, duals: UnbalancedDuals | None) -> _Alternation:
         zero = jnp.zeros_like(problem.x)
@@ -490,8 +490,7 @@ def unbalanced_sinkhorn(
     check_shapes(geometry, x, w)
     check_stopping(tolerance, max_iterations)
     for name, value in (("eta", eta), ("tau", tau), ("gamma", gamma)):
-        if isinstance(value, (int, float)) and not 0 < value < float("inf"):
-            raise InputError(f"{name} must be positive and finite, got {value}")
+        check_positive(name, value)
     problem = _problem(x, w, eta, tau, gamma)
     if duals is not None:
         for name, dual in zip(duals._fields, duals, strict=True):
