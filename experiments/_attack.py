@@ -73,8 +73,8 @@ class AttackOptions:
     """Gradient steps at most."""
 
     step_size: float | None = None
-    """Length of a step: in intensities; for capped in shares of the image's mass, for flow over the
-    radius. frank-wolfe has none."""
+    """Length of a step: in intensities; for capped in shares of the image's mass, for flow that at
+    radius 1. frank-wolfe has none."""
 
     p: float | None = None
     """Exponent of the ground cost; of flow's there is none."""

@@ -24,8 +24,8 @@ from wasserstein_adv.attacks import first_success
 from wasserstein_adv.geometry import euclidean_power, minkowski
 from wasserstein_adv.metrics import accuracy_at
 
-_AT = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
-_SHOWN = (0.01, 10.0)
+_AT = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+_SHOWN = (0.003, 10.0)
 _RULERS = {"manhattan": "|Δrow| + |Δcol|", "euclidean": "Euclidean"}
 
 
@@ -53,7 +53,7 @@ class CompareConfig:
     num_images: int = 100
     """How many test images to attack, from the first."""
 
-    radii: tuple[float, ...] = (0.02, 0.03, 0.05, 0.1, 0.5)
+    radii: tuple[float, ...] = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.5)
     """Radii of dual projection and Frank-Wolfe; 0.5 is their paper's."""
 
     step_sizes: tuple[float, ...] = (0.02, 0.05)

@@ -182,10 +182,10 @@ def test_an_image_counts_with_the_least_distance_at_which_it_was_fooled():
         for entry in (near, far)
     }
     left = compare.accuracy_at_distances([near, far], found)
-    at = ("0.02", "0.05", "0.1", "0.2", "0.3", "0.5", "1")
+    at = ("0.005", "0.01", "0.02", "0.05", "0.1", "0.2", "0.5", "1")
     manhattan, euclidean = (left[ruler]["capped"] for ruler in ("manhattan", "euclidean"))
-    assert manhattan == dict(zip(at, (0.75, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25), strict=True))
-    assert euclidean == dict(zip(at, (0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25), strict=True))
+    assert manhattan == dict(zip(at, (0.75, 0.75, 0.75, 0.5, 0.5, 0.5, 0.25, 0.25), strict=True))
+    assert euclidean == dict(zip(at, (0.75, 0.75, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25), strict=True))
 
 
 def test_every_radius_and_step_size_is_a_run():

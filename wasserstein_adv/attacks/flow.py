@@ -64,14 +64,15 @@ def flow_ball(*, tolerance: float = 0.1, max_iterations: int = 200) -> FeasibleS
 class FlowProtocol(NamedTuple):
     """Settings of the attack. Units: pixels times fractions of the image's mass for radii."""
 
-    start: float = 0.005
+    start: float = 0.001
     """Radius ε of the first step."""
     factor: float = 1.03
     """Growth of the radius in every step."""
-    steps: int = 230
-    step_size: float = 3.0
-    """Length of the step along the gradient over the radius, in the pixel that changes most: a
-    radius of 0.1 takes steps of 0.3 intensities."""
+    steps: int = 285
+    step_size: float = 0.7
+    """Length of the step along the gradient at radius 1, in the intensity of the pixel that changes
+    most. It goes with √ε: one length for all is too short for large balls or too long for small
+    ones, and one in proportion to ε too short for small ones."""
 
 
 MNIST = FlowProtocol()
@@ -96,9 +97,13 @@ def flow(
     for name in ("start", "factor", "step_size"):
         check_positive(name, getattr(protocol, name))
     radius = growing(protocol.start, protocol.factor, 1)
+    step = optax.chain(
+        linf_unit(protocol.step_size),
+        optax.scale_by_schedule(lambda count: jnp.sqrt(radius(count))),
+    )
     return first_order(
         flow_ball(),
-        pgd(optax.chain(linf_unit(protocol.step_size), optax.scale_by_schedule(radius))),
+        pgd(step),
         radius=radius,
         steps=protocol.steps,
         **first_order_options,
