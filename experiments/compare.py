@@ -250,9 +250,9 @@ def _cells(part: Mapping[str, Any]) -> tuple[str, ...]:
         number("manhattan", ".3f"),
         number("euclidean", ".3f"),
         number("window", ".3f"),
-        number("mass", "+.1%").rstrip("%"),
+        number("mass", "+z.1%").rstrip("%"),
         number("inside", ".1%").rstrip("%"),
-        number("seconds_per_image", ".2f"),
+        number("seconds_per_image", ".3f"),
     )
 
 
