@@ -284,7 +284,7 @@ def test_only_the_first_images_are_measured_on_request(copy, check):
         (result("attack/window", None), "window"),
         (result("attack/window", 4), "window"),
         (result("attack/p", -1.0), "--p"),
-        (result("attack/every", 0), "--every"),
+        (result("attack/every", 0), "--grow-every"),
         (result("adversarial_accuracy", None), "adversarial_accuracy"),
         (result("adversarial_accuracy", {"all": 1}), "all"),
         (lambda run: (run / "adversarial.npz").unlink(), "adversarial.npz"),
