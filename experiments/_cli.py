@@ -48,7 +48,7 @@ def _program(main: Callable) -> str:
     """`python -m package.module`, as the user called it."""
     spec = getattr(sys.modules.get(main.__module__), "__spec__", None)
     name = spec.name if spec is not None else main.__module__
-    return f"python -m {name}"
+    return f"python -m {name.removesuffix('.__main__')}"
 
 
 def use_all_cores() -> None:

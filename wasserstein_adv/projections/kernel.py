@@ -5,49 +5,89 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 from ott.geometry import geometry as ott_geometry
 
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.geometry.local_grid import LocalGrid
-from wasserstein_adv.geometry.log_kernel import (
-    LogKernel,
+from wasserstein_adv.geometry.log_kernel import LogKernel, log_kernel, push_forward
+from wasserstein_adv.geometry.strips import (
+    Rows,
+    channel_totals,
     exp_kernel,
     exp_push_forward,
-    log_kernel,
-    push_forward,
+    exp_rows,
+    from_strip,
+    to_strip,
 )
+from wasserstein_adv.projections.budget import plan_cost
 
 
 class Kernel(NamedTuple):
-    """A geometry's kernel over the channels of an image, in one numerical domain."""
+    """A geometry's kernel over the channels of an image, in one numerical domain.
+
+    Fields are of the layout that suits the domain, which only `pack`, `unpack` and `totals` know.
+    Padding, where there is any, stays inert if potentials are −∞ there and masses 0.
+    """
 
     log: Callable[[Array, Array, int], LogKernel]
-    """(potential of shape (h, w, c), ψ, axis) ↦ `LogKernel`."""
+    """(potential, ψ, axis) ↦ `LogKernel`."""
     push: Callable[[Array, Array, Array], Array]
     """(row sums, potential, ψ) ↦ column sums of the plan with these row sums."""
+    eliminate: Callable[[Array, Array, Array], Rows]
+    """(row sums, potential, ψ) ↦ `Rows`."""
+    pack: Callable[[Array, float], Array]
+    """(an image of shape (h, w, c), what to pad with) ↦ a field."""
+    unpack: Callable[[Array], Array]
+    """A field ↦ an image of shape (h, w, c)."""
+    totals: Callable[[Array], Array]
+    """A field ↦ its sum over each channel, which broadcasts against a field."""
 
 
 def log_domain(geometry: ott_geometry.Geometry) -> Kernel:
-    """The kernel in log domain: right for all exponents."""
-    return _over_channels(geometry, log_kernel, push_forward)
+    """The kernel in log domain: right for all exponents. Fields are images."""
+
+    def totals(image: Array) -> Array:
+        return jnp.sum(image, axis=(0, 1))
+
+    def log(h: Array, psi: Array, axis: int) -> LogKernel:
+        apply = functools.partial(log_kernel, geometry, psi=psi, axis=axis)
+        return jax.vmap(apply, in_axes=-1, out_axes=LogKernel(-1, -1, -1, 0))(h)
+
+    def push(x: Array, h: Array, psi: Array) -> Array:
+        apply = functools.partial(push_forward, geometry, psi=psi)
+        return jax.vmap(apply, in_axes=-1, out_axes=-1)(x, h)
+
+    def eliminate(x: Array, beta: Array, psi: Array) -> Rows:
+        row = log(beta, psi, 1)
+        column = log(alpha_step(jnp.log(x), row.lse) - 1.0, psi, 0)
+        return Rows(column.lse, *plan_cost(x, row), column.floor, rows_fit(x, row))
+
+    return Kernel(log, push, eliminate, lambda image, fill: image, lambda image: image, totals)
 
 
 def exp_domain(geometry: LocalGrid) -> Kernel:
-    """The kernel by sums of exponentials: fast, right where its `floor` says so."""
-    return _over_channels(geometry, exp_kernel, exp_push_forward)
+    """The kernel by sums of exponentials: fast, right where its `floor` says so. Fields are strips,
+    see `geometry.strips`."""
+    return Kernel(
+        log=lambda h, psi, axis: exp_kernel(geometry, h, psi, axis),
+        push=functools.partial(exp_push_forward, geometry),
+        eliminate=functools.partial(exp_rows, geometry),
+        pack=functools.partial(to_strip, geometry),
+        unpack=functools.partial(from_strip, geometry),
+        totals=functools.partial(channel_totals, geometry),
+    )
 
 
-def _over_channels(geometry: ott_geometry.Geometry, log: Callable, push: Callable) -> Kernel:
-    def log_channels(h: Array, psi: Array, axis: int) -> LogKernel:
-        apply = functools.partial(log, geometry, psi=psi, axis=axis)
-        return jax.vmap(apply, in_axes=-1, out_axes=LogKernel(-1, -1, -1, 0))(h)
+def alpha_step(log_x: Float[Array, "..."], row_lse: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Equation (9): argmax over α, given ln Σ_j exp(β_j − ψC_ij). −∞ where x = 0."""
+    return jnp.where(log_x == -jnp.inf, -jnp.inf, log_x - row_lse + 1.0)
 
-    def push_channels(x: Array, h: Array, psi: Array) -> Array:
-        apply = functools.partial(push, geometry, psi=psi)
-        return jax.vmap(apply, in_axes=-1, out_axes=-1)(x, h)
 
-    return Kernel(log_channels, push_channels)
+def rows_fit(x: Array, row: LogKernel) -> Bool[Array, ""]:
+    """Whether every sum that counts is inside the kernel's range."""
+    return jnp.all((x == 0) | (row.lse >= row.floor))
 
 
 def check_shapes(geometry: ott_geometry.Geometry, x: Array, w: Array) -> None:

@@ -12,8 +12,8 @@ and its dual, equation (16), is
     max over α, β, ψ ≥ 0 of
     −‖β‖²/(2λ) − ψε + αᵀx' + βᵀw' − Σ_ij exp(α_i + β_j − ψC_ij − 1).
 
-The dual is climbed by blocks: α (9), β (10), ψ (11). Channels carry mass of their own, transport
-never crosses them, and one ψ serves all.
+The dual is climbed by blocks: α (9), β (10), ψ (11), and the iteration is accelerated by Anderson's
+mixing. Channels carry mass of their own, transport never crosses them, and one ψ serves all.
 
 Hu, Swaminathan, Salman and Yang, *Improved Image Wasserstein Attacks and Defenses* (2020), add that
 no pixel may hold more than white, z'_j ≤ cap = 1/m, so that the projection is an image without a
@@ -27,21 +27,26 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from ott.geometry import geometry as ott_geometry
 
 from wasserstein_adv.checks import check_cap, check_positive
+from wasserstein_adv.errors import InputError
 from wasserstein_adv.geometry.local_grid import LocalGrid
 from wasserstein_adv.geometry.log_kernel import LogKernel, safe_log
-from wasserstein_adv.projections.budget import dots, plan_cost, solve_psi
+from wasserstein_adv.projections.anderson import Memory, extrapolate, no_memory
+from wasserstein_adv.projections.budget import solve_psi
 from wasserstein_adv.projections.capacity import turn_away
 from wasserstein_adv.projections.kernel import (
     Kernel,
+    alpha_step,
     check_shapes,
     check_stopping,
     exp_domain,
     log_domain,
     refuse_gradients,
+    rows_fit,
 )
 from wasserstein_adv.projections.wright_omega import log_wright_omega, wright_omega
 
@@ -71,10 +76,11 @@ class Projection(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Equation (17) in normalised masses: what a step works on."""
+    """Equation (17) in normalised masses: what a step works on. Fields are in the kernel's layout,
+    in whose padding x and z are 0, w and β −∞."""
 
-    x: Float[Array, "h w c"]
-    w: Float[Array, "h w c"]
+    x: Float[Array, "..."]
+    w: Float[Array, "..."]
     radius: Float[Array, ""]
     reg: Float[Array, ""]
     cap: float | Float[Array, ""] = jnp.inf
@@ -82,12 +88,16 @@ class Problem(NamedTuple):
 
 
 class State(NamedTuple):
-    """One iterate. `residual` and `fits` speak of the point that the last step started from."""
+    """One iterate. `slope`, `residual` and `fits` speak of the point that the last step started
+    from."""
 
-    beta: Float[Array, "h w c"]
-    z: Float[Array, "h w c"]
-    """min(w' − β/λ, cap), kept because the subtraction would lose float32's digits."""
+    beta: Float[Array, "..."]
+    z: Float[Array, "..."]
+    """w' − β/λ, kept because the subtraction would lose float32's digits. Above the cap, the
+    projected image is the cap."""
     psi: Float[Array, ""]
+    slope: Float[Array, ""]
+    """Minus the derivative of the cost in ψ."""
     residual: Float[Array, ""]
     fits: Bool[Array, ""]
     """Whether the exponentials have stayed inside the floating-point range."""
@@ -95,11 +105,6 @@ class State(NamedTuple):
 
 Step = Callable[[Kernel, Problem, State], State]
 """One iteration of a solver of (16)."""
-
-
-def alpha_step(log_x: Float[Array, "..."], row_lse: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Equation (9): argmax over α, given ln Σ_j exp(β_j − ψC_ij). −∞ where x = 0."""
-    return jnp.where(log_x == -jnp.inf, -jnp.inf, log_x - row_lse + 1.0)
 
 
 def beta_step(
@@ -162,33 +167,36 @@ def block_ascent(kernel: Kernel, problem: Problem, state: State) -> State:
     application of its own.
     """
     x, w, radius, reg, cap = problem
-    log_x = jnp.log(x)
-    row = kernel.log(state.beta, state.psi, 1)
-    cost, slope = plan_cost(x, row)
-    alpha = alpha_step(log_x, row.lse)
-    column = kernel.log(alpha - 1.0, state.psi, 0)
-    beta, z = beta_step(w, column.lse, reg, cap)
-    psi = psi_step(state.psi, cost, slope, radius)
+    rows = kernel.eliminate(x, state.beta, state.psi)
+    beta, z = beta_step(w, rows.log_q, reg, cap)
+    z = jnp.where(z < cap, z, w - beta / reg)
+    psi = psi_step(state.psi, rows.cost, rows.slope, radius)
 
-    moved = jnp.exp(state.beta + column.lse)
-    excess = (cost - radius) / radius
+    moved = jnp.exp(state.beta + rows.log_q)
+    violation = jnp.sum(jnp.abs(moved - jnp.minimum(state.z, cap)))
+    excess = (rows.cost - radius) / radius
     gap = jnp.where(state.psi > 0, jnp.abs(excess), jnp.maximum(excess, 0.0))
-    violation, misfits = dots(
-        [jnp.abs(moved - state.z), _row_misfits(x, row) + _column_misfits(w, reg, column)],
-        jnp.ones_like(x),
-    )
-    return State(beta, z, psi, violation + gap, state.fits & (misfits == 0))
-
-
-def _row_misfits(x: Array, row: LogKernel) -> Array:
-    """1 where a sum that counts has left the kernel's range, else 0."""
-    return ((x > 0) & ~(row.lse >= row.floor)).astype(x.dtype)
-
-
-def _column_misfits(w: Array, reg: Array, column: LogKernel) -> Array:
     # A sum below the floor does no harm where even the floor itself would give no mass: ω(t) < e^t.
-    at_floor = jnp.log(reg) + reg * w + column.floor
-    return (~(column.lse >= column.floor) & (at_floor >= -16.0)).astype(w.dtype)
+    at_floor = jnp.log(reg) + reg * w + rows.floor
+    fits = jnp.all((rows.log_q >= rows.floor) | (at_floor < -16.0))
+    return State(beta, z, psi, rows.slope, violation + gap, state.fits & rows.fits & fits)
+
+
+def _accelerate(problem: Problem, memory: Memory, state: State, new: State) -> tuple[State, Memory]:
+    """Anderson's point after the iteration `state` ↦ `new`, and its memory.
+
+    Points are (z, ψ), their inner product the dual's curvature λ|Δz|² + slope·Δψ² where nothing
+    else bends it. β is affine in z.
+    """
+    slope = jnp.where(new.slope > 0, new.slope, 1.0)
+
+    def dot(a: tuple[Array, Array], b: tuple[Array, Array]) -> Array:
+        return problem.reg * jnp.sum(a[0] * b[0]) + slope * a[1] * b[1]
+
+    point, image = (state.z, state.psi), (new.z, new.psi)
+    (z, psi), memory = extrapolate(memory, point, image, new.residual, dot)
+    beta = new.beta - problem.reg * (z - new.z)
+    return new._replace(beta=beta, z=z, psi=jnp.maximum(psi, 0.0)), memory
 
 
 def dual_objective(
@@ -231,6 +239,7 @@ def projected_sinkhorn(
     tolerance: float = 1e-4,
     max_iterations: int = 1000,
     step: Step = block_ascent,
+    memory: int = 3,
 ) -> Projection:
     """The entropic projection of `w` onto the Wasserstein ball around `x`, equation (17).
 
@@ -257,12 +266,14 @@ def projected_sinkhorn(
       radius: ε > 0, in the cost's unit times the fraction of the image's mass (all channels): with
         costs in pixels, 0.5 moves half of the mass by one pixel.
       reg: λ > 0, weight of the distance against the entropy, for masses normalised to 1.
-      duals: where to start; by default β = λ(w' − x') and the ψ that meets the budget there.
+      duals: where to start; by default β = λ(w' − x') and a ψ of the size of 1 / cost.
       cap: what a pixel may hold, in the unit of x and at least max x; 1 for images. None for no
         limit.
       tolerance: residual at which to stop.
       max_iterations: iterations at most, 1 or more.
       step: one iteration; `block_ascent` is the paper's.
+      memory: iterations before that Anderson's mixing looks back upon, see `anderson`; 0 leaves
+        `step` by itself.
 
     Returns:
       `Projection`, all fields without the batch axis.
@@ -284,7 +295,11 @@ def projected_sinkhorn(
     if flat:
         x, w = x[..., None], w[..., None]
         duals = None if duals is None else Duals(duals.beta.reshape(x.shape), duals.psi)
-    solve = functools.partial(_solve, step=step, tolerance=tolerance, max_iterations=max_iterations)
+    if memory < 0:
+        raise InputError(f"memory must be 0 or more, got {memory}")
+    solve = functools.partial(
+        _solve, step=step, memory=memory, tolerance=tolerance, max_iterations=max_iterations
+    )
     projection = refuse_gradients(
         "projected_sinkhorn", solve, geometry, x, w, radius, reg, duals, cap
     )
@@ -306,6 +321,7 @@ def _solve(
     cap: Array | None,
     *,
     step: Step,
+    memory: int,
     tolerance: float,
     max_iterations: int,
 ) -> Projection:
@@ -321,13 +337,22 @@ def _solve(
     unlimited = jnp.full_like(reg, jnp.inf)
     problem = Problem(x_unit, w_unit - shift, radius, reg, unlimited if cap is None else cap / unit)
     if duals is None:
-        beta, psi = reg * (problem.w - problem.x), jnp.ones_like(reg)
+        beta, psi = reg * (problem.w - problem.x), _first_psi(geometry, jnp.ones_like(reg))
     else:
         beta, psi = duals.beta.astype(x.dtype) - reg * shift, duals.psi.astype(x.dtype)
 
+    one, inf = jnp.ones_like(reg), jnp.full_like(reg, jnp.inf)
+
     def run(kernel: Kernel, psi: Array) -> tuple[Projection, Array]:
-        found, fits = _run(kernel, problem, Duals(beta, psi), step, tolerance, max_iterations)
-        return found if cap is None else _fit(kernel, problem, found), fits
+        z = problem.w - beta / reg
+        state = State(
+            kernel.pack(beta, -jnp.inf), kernel.pack(z, 0.0), psi, one, inf, jnp.ones((), bool)
+        )
+        packed = problem._replace(x=kernel.pack(problem.x, 0.0), w=kernel.pack(problem.w, -jnp.inf))
+        found, fits = _run(kernel, packed, state, step, memory, tolerance, max_iterations)
+        found = found if cap is None else _fit(kernel, packed, found)
+        duals = found.duals._replace(beta=kernel.unpack(found.duals.beta))
+        return found._replace(point=kernel.unpack(found.point), duals=duals), fits
 
     def again(carry: tuple[Projection, Array]) -> tuple[Projection, Array]:
         # Starting from the ψ found so far makes the body depend on the carry: XLA would otherwise
@@ -349,42 +374,52 @@ def _solve(
     return solution._replace(point=point, duals=solution.duals._replace(beta=beta))
 
 
+def _first_psi(geometry: ott_geometry.Geometry, one: Array) -> Array:
+    """A ψ of the right size, so that the first iterations need not look for it: moving by a pixel
+    costs an exponent of 1. Only a window says at sight what that is."""
+    if not isinstance(geometry, LocalGrid):
+        return one
+    positive = geometry.window[np.isfinite(geometry.window) & (geometry.window > 0)]
+    return one / float(positive.min()) if positive.size else one
+
+
 def _run(
     kernel: Kernel,
     problem: Problem,
-    duals: Duals,
+    state: State,
     step: Step,
+    memory: int,
     tolerance: float,
     max_iterations: int,
 ) -> tuple[Projection, Array]:
     """Iterates to the tolerance and finishes feasibly; says whether the kernel's range sufficed."""
-    x, w, radius, reg, cap = problem
+    x, radius = problem.x, problem.radius
 
     def row_kernel(beta: Array, psi: Array) -> LogKernel:
         return kernel.log(beta, psi, 1)
 
-    beta = duals.beta
-    # A rough ψ for this β costs one or two kernel applications and saves several iterations.
-    psi = solve_psi(row_kernel, x, beta, radius, duals.psi, tolerance=0.1).psi
-    z = jnp.minimum(w - beta / reg, cap)
-    inf = jnp.full((), jnp.inf, x.dtype)
-    start = State(beta, z, psi, inf, jnp.ones((), bool))
-
-    def unfinished(carry):
-        state, iteration = carry
+    def unfinished(state: State, iteration: Array) -> Array:
         return (state.residual > tolerance) & state.fits & (iteration < max_iterations)
 
-    def body(carry):
-        state, iteration = carry
-        return step(kernel, problem, state), iteration + 1
+    def body(carry: tuple[State, Memory | None, Array]) -> tuple[State, Memory | None, Array]:
+        state, past, iteration = carry
+        new = step(kernel, problem, state)
+        if past is not None:
+            mixed, past = _accelerate(problem, past, state, new)
+            goes_on = unfinished(new, iteration + 1)
+            new = jax.tree.map(lambda a, b: jnp.where(goes_on, a, b), mixed, new)
+        return new, past, iteration + 1
 
-    state, iterations = jax.lax.while_loop(unfinished, body, (start, jnp.zeros((), jnp.int32)))
+    past = no_memory((state.z, state.psi), memory, x.dtype) if memory else None
+    state, _, iterations = jax.lax.while_loop(
+        lambda carry: unfinished(carry[0], carry[2]), body, (state, past, jnp.zeros((), jnp.int32))
+    )
 
     accuracy = max(min(tolerance, 1e-3), 100.0 * float(jnp.finfo(x.dtype).eps))
     budget = solve_psi(row_kernel, x, state.beta, radius, state.psi, accuracy)
     # x itself is feasible, should the budget's equation ever resist.
     point = jnp.where(budget.converged, kernel.push(x, state.beta, budget.psi), x)
-    fits = state.fits & (jnp.max(_row_misfits(x, budget.row)) == 0)
+    fits = state.fits & rows_fit(x, budget.row)
     converged = (state.residual <= tolerance) & budget.converged
     cost = jnp.where(budget.converged, budget.cost, 0.0)
     duals = Duals(state.beta, budget.psi)
@@ -408,13 +443,13 @@ def _fit(kernel: Kernel, problem: Problem, found: Projection) -> Projection:
     def leaving(theta: Array) -> Array:
         left = jnp.maximum(part(kept(theta).lse) - theta * staying, 0.0)
         # The same mass, but for the rounding of large exponents: what leaves arrives.
-        total, arrived = (jnp.sum(a, axis=(0, 1)) for a in (left, theta * arriving))
+        total, arrived = kernel.totals(left), kernel.totals(theta * arriving)
         return left * jnp.where(total > 0, arrived / jnp.where(total > 0, total, 1.0), 1.0)
 
     arriving = jnp.maximum(found.point - staying, 0.0)
     theta, point = turn_away(x, arriving, leaving, problem.cap)
     shares = kept(theta)
-    (cost,) = dots([shares.mean], part(shares.lse))
+    cost = jnp.sum(part(shares.lse) * shares.mean)
     # Where nothing moved, x itself.
     point = jnp.where(found.cost > 0, jnp.minimum(point, problem.cap), found.point)
     return found._replace(point=point, cost=jnp.where(found.cost > 0, cost, 0.0))
