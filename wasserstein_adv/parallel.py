@@ -2,12 +2,13 @@
 
 `evaluate` drives an attack's public `init` and `step` in rounds of a few steps. Between rounds it
 drops the images that are settled and packs the others anew, into batches of one size and one last
-batch padded to a power of two: images already fooled cost nothing, and the number of compiled
-shapes stays logarithmic. An image's keys come from its index, so neither the packing nor the number
-of devices changes its answer, beyond rounding and what an iteration to a tolerance makes of it.
+batch padded to one of few sizes: images already fooled cost nothing, and few shapes are compiled.
+An image's keys come from its index, so neither the packing nor the number of devices changes its
+answer, beyond rounding and what an iteration to a tolerance makes of it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +26,8 @@ from wasserstein_adv.attacks.first_order import (
 )
 from wasserstein_adv.errors import InputError
 
+_SIZES_APART = 8  # the ratio of two sizes of batches
+
 
 class Progress(NamedTuple):
     """Where an evaluation stands after a round; enough to go on from there."""
@@ -37,6 +40,10 @@ class Progress(NamedTuple):
     """The best of the restarts so far, in the same form; None if there is only one restart."""
     settled: np.ndarray
     """(n,) which images need no further step in this restart."""
+
+
+Evaluate = Callable[..., AttackResult]
+"""(key, x, y, *, resume=None, on_round=…) ↦ `AttackResult`, see `evaluate`."""
 
 
 def evaluate(
@@ -53,6 +60,9 @@ def evaluate(
     on_round: Callable[[Progress], None] = lambda progress: None,
 ) -> AttackResult:
     """Attack n images on all devices; the same answers as `attack(key, logits_fn, x, y)`.
+
+    Traces and compiles anew in every call: a model that has been trained in between is seen as it
+    is. To attack the same model again and again, keep the `evaluator`.
 
     Args:
       attack: what to run.
@@ -72,18 +82,43 @@ def evaluate(
     Raises:
       InputError: shapes that do not agree, or sizes below 1.
     """
-    check_batch(x, y)
-    if x.shape[0] == 0:
-        raise InputError("x must hold at least one image")
+    run = evaluator(
+        attack, logits_fn, batch_size=batch_size, steps_per_round=steps_per_round, devices=devices
+    )
+    return run(key, x, y, resume=resume, on_round=on_round)
+
+
+def evaluator(
+    attack: FirstOrderAttack,
+    logits_fn: LogitsFn,
+    *,
+    batch_size: int = 128,
+    steps_per_round: int = 5,
+    devices: Sequence[jax.Device] | None = None,
+) -> Evaluate:
+    """`evaluate` for one model, as a function that compiles once for each size of batch.
+
+    Args:
+      attack, logits_fn, batch_size, steps_per_round, devices: as for `evaluate`. What `logits_fn`
+        closes over is taken as it is in the first call.
+
+    Returns:
+      (key, x, y, *, resume, on_round) ↦ `AttackResult`, the arguments as for `evaluate`.
+
+    Raises:
+      InputError: sizes below 1.
+    """
     for name, size in (("batch_size", batch_size), ("steps_per_round", steps_per_round)):
         if size < 1:
             raise InputError(f"{name} must be 1 or more, got {size}")
     devices = jax.local_devices() if devices is None else list(devices)
 
-    impl = jax.random.key_impl(key)
+    @functools.cache
+    def start_with(impl: Hashable) -> Callable[..., AttackState]:
+        def start(key_data, x, y):
+            return attack.init(jax.random.wrap_key_data(key_data, impl=impl), logits_fn, x, y)
 
-    def start(key_data, x, y):
-        return attack.init(jax.random.wrap_key_data(key_data, impl=impl), logits_fn, x, y)
+        return on_devices(start, devices)
 
     def advance(x, y, state):
         def unfinished(carry):
@@ -97,40 +132,56 @@ def evaluate(
         _, state = jax.lax.while_loop(unfinished, one, (0, state))
         return state, ~attack.unsettled(state)
 
-    start, advance = on_devices(start, devices), on_devices(advance, devices)
-    everyone = np.arange(x.shape[0])
-    y = np.asarray(y, np.int32)
+    advance = on_devices(advance, devices)
 
-    def begin(restart: int) -> AttackState:
-        keys = image_keys(jax.random.fold_in(key, restart), jnp.asarray(everyone))
-        data = np.asarray(jax.random.key_data(keys))
-        batches = list(_batches(everyone, batch_size, len(devices)))
-        parts = [start(_take(data, b), _take(x, b), _take(y, b)) for b in batches]
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(everyone)], *parts)
+    def run(
+        key: PRNGKeyArray,
+        x: np.ndarray,
+        y: np.ndarray,
+        *,
+        resume: Progress | None = None,
+        on_round: Callable[[Progress], None] = lambda progress: None,
+    ) -> AttackResult:
+        check_batch(x, y)
+        if x.shape[0] == 0:
+            raise InputError("x must hold at least one image")
+        everyone = np.arange(x.shape[0])
+        y = np.asarray(y, np.int32)
+        start = start_with(jax.random.key_impl(key))
+        size = min(batch_size, len(everyone))
 
-    earlier = None
-    first = 0 if resume is None else int(resume.restart)
-    for restart in range(first, attack.restarts):
-        if resume is not None and restart == first:
-            state, earlier, settled = resume.state, resume.earlier, resume.settled.copy()
-        else:
-            state = begin(restart)
-            settled = ~np.asarray(attack.unsettled(state))
-            if earlier is None and attack.restarts > 1:
+        def begin(restart: int) -> AttackState:
+            keys = image_keys(jax.random.fold_in(key, restart), jnp.asarray(everyone))
+            data = np.asarray(jax.random.key_data(keys))
+            batches = list(_batches(everyone, size, len(devices)))
+            parts = [start(_take(data, b), _take(x, b), _take(y, b)) for b in batches]
+            return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(everyone)], *parts)
+
+        earlier = None
+        first = 0 if resume is None else int(resume.restart)
+        for restart in range(first, attack.restarts):
+            if resume is not None and restart == first:
+                state, earlier, settled = resume.state, resume.earlier, resume.settled.copy()
+            else:
+                state = begin(restart)
+                settled = ~np.asarray(attack.unsettled(state))
+                if earlier is None and attack.restarts > 1:
+                    earlier = state
+            state = jax.tree.map(np.array, state)  # a copy of our own, to be written into
+            while not settled.all():
+                for batch in _batches(everyone[~settled], size, len(devices)):
+                    new, done = advance(_take(x, batch), _take(y, batch), _take(state, batch))
+                    _put(state, batch, new)
+                    settled[batch] = done
+                # A copy: what is written into next must not change what was handed out.
+                kept = jax.tree.map(np.array, state)
+                on_round(Progress(np.asarray(restart), kept, earlier, settled.copy()))
+            if attack.restarts > 1:
+                state = jax.tree.map(np.asarray, attack.merge(state, earlier))
                 earlier = state
-        state = jax.tree.map(np.array, state)  # a copy of our own, to be written into
-        while not settled.all():
-            for batch in _batches(everyone[~settled], batch_size, len(devices)):
-                new, done = advance(_take(x, batch), _take(y, batch), _take(state, batch))
-                _put(state, batch, new)
-                settled[batch] = done
-            # A copy: what is written into next must not change what was handed out.
-            kept = jax.tree.map(np.array, state)
-            on_round(Progress(np.asarray(restart), kept, earlier, settled.copy()))
-        if attack.restarts > 1:
-            state = jax.tree.map(np.asarray, attack.merge(state, earlier))
-            earlier = state
-    return jax.tree.map(np.asarray, attack.result(state))
+        return jax.tree.map(np.asarray, attack.result(state))
+
+    return run
 
 
 def progress_like(
@@ -178,17 +229,22 @@ def on_devices(
 
 
 def _batches(index: np.ndarray, size: int, shards: int) -> Iterator[np.ndarray]:
-    """`index` in pieces of `size`, the last one filled with repetitions to a power of two.
+    """`index` in pieces of `size`, the last one filled with repetitions to one of few sizes.
 
-    All pieces are multiples of `shards`.
+    All pieces are multiples of `shards`. A compilation takes as long as many steps of a small
+    batch, so the sizes are far apart.
     """
-    size = -(-size // shards) * shards
+
+    def even(count: int) -> int:
+        return -(-count // shards) * shards
+
+    size = even(size)
     for at in range(0, len(index), size):
         piece = index[at : at + size]
-        room = shards
-        while room < len(piece):
-            room *= 2
-        yield np.resize(piece, min(room, size))
+        room = size
+        while even(-(-room // _SIZES_APART)) >= len(piece) and room > shards:
+            room = even(-(-room // _SIZES_APART))
+        yield np.resize(piece, room)
 
 
 def _take(tree: Any, index: np.ndarray) -> Any:

