@@ -71,10 +71,9 @@ def measure(setup: Setup) -> list[Record]:
 
 
 def _ours(subject: Subject) -> Callable[[], AttackResult]:
-    attack = wong(subject.x.shape[1:3])
-    logits_fn = logits_of(subject.weights)
+    run = parallel.evaluator(wong(subject.x.shape[1:3]), logits_of(subject.weights))
     key = jax.random.key(0)
-    return lambda: parallel.evaluate(attack, key, logits_fn, subject.x, subject.y)
+    return lambda: run(key, subject.x, subject.y)
 
 
 def _on_all(setup: Setup, subject: Subject, setting: str) -> Record:

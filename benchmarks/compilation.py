@@ -75,7 +75,8 @@ def _attack(x: np.ndarray) -> Callable[[], Any]:
     logits_fn = logits_of(weights)
     y = np.argmax(np.asarray(logits_fn(x)), -1)
     attack = wong((28, 28), MNIST._replace(steps=_STEPS))
-    return lambda: parallel.evaluate(attack, jax.random.key(0), logits_fn, x, y)
+    run = parallel.evaluator(attack, logits_fn)
+    return lambda: run(jax.random.key(0), x, y)
 
 
 _WORKS = {"projection": _projection, "attack": _attack}

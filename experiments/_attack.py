@@ -15,6 +15,7 @@ from experiments._attacks import (
     KEEPS,
     OBJECTIVES,
     Family,
+    check_batch_size,
     check_count,
     check_each,
     settings_of,
@@ -142,8 +143,9 @@ class AttackOptions:
     restarts: int = 1
     """Random starts per image; more than one needs --random-start."""
 
-    batch_size: int = 128
-    """Images in one call, over all devices. It changes the time, not the answer."""
+    batch_size: int | Literal["auto"] = "auto"
+    """Images in one call, over all devices; auto takes what suits them. The time changes, not the
+    answer."""
 
     seed: int = 0
     """Seed of the random starts and of the standard model's training."""
@@ -231,8 +233,8 @@ def attack(config: AttackOptions, command: str) -> None:
 
 def _check(config: AttackOptions) -> None:
     """Refuse what no attack's settings hold."""
-    for option in ("restarts", "batch_size"):
-        check_count(option, getattr(config, option))
+    check_count("restarts", config.restarts)
+    check_batch_size(config.batch_size)
     if config.radii is not None:
         if FAMILIES[config.attack].ball is None:
             raise InputError(f"--radii is not an option of --attack {config.attack}")

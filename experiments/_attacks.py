@@ -233,6 +233,12 @@ def check_each(option: str, values: Sequence[float]) -> None:
         raise InputError(f"{flag(option)} must all be different")
 
 
+def check_batch_size(value: int | str) -> None:
+    """Raise InputError unless a batch size is "auto", or a number of images."""
+    if value != "auto":
+        check_count("batch_size", value)
+
+
 def check_count(option: str, value: int) -> None:
     """Raise InputError unless a number of things is 1 or more, and fits 32 bits."""
     if value < 1:

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -209,7 +209,7 @@ def run_attack(
     attack: FirstOrderAttack,
     steps: int,
     *,
-    batch_size: int,
+    batch_size: int | Literal["auto"],
     seed: int,
     folder: RunFolder | None = None,
     title: str = "attack",
@@ -221,7 +221,7 @@ def run_attack(
         subject: what to attack.
         attack: with what.
         steps: the attack's steps at most, for the bar.
-        batch_size: images in one call, over all devices.
+        batch_size: images in one call, over all devices; "auto" takes what suits them.
         seed: of the random starts.
         folder: where to keep checkpoints; None for none.
         title: what stands before the bar.

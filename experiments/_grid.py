@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -32,7 +32,7 @@ def run_cells(
     subject: Subject,
     cells: Mapping[str, Cell],
     *,
-    batch_size: int,
+    batch_size: int | Literal["auto"],
     seed: int,
     distance_images: int,
     shown: int,
@@ -43,7 +43,7 @@ def run_cells(
         folder: keeps an `.npz` of every attack, named after it.
         subject: what to attack.
         cells: the attacks by name.
-        batch_size: images in one call, over all devices.
+        batch_size: images in one call, over all devices; "auto" takes what suits them.
         seed: of random starts.
         distance_images: on how many images, from the first, to measure exact distances.
         shown: of how many, from the first, to keep the image.
@@ -69,7 +69,7 @@ def run_cells(
 def _run(
     subject: Subject,
     cell: Cell,
-    batch_size: int,
+    batch_size: int | Literal["auto"],
     seed: int,
     count: int,
     shown: int,

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from experiments._attacks import FAMILIES, INSIDE, check_count, check_each
+from experiments._attacks import FAMILIES, INSIDE, check_batch_size, check_each
 from experiments._cli import run_command
 from experiments._evaluation import begin, end, predictions, provenance
 from experiments._grid import Cell, row, run_cells
@@ -59,8 +59,9 @@ class CompareConfig:
     step_sizes: tuple[float, ...] = (0.02, 0.05)
     """Lengths of unbalanced transport's sign steps; 0.02 is its paper's."""
 
-    batch_size: int = 128
-    """Images in one call, over all devices. It changes the time, not the answer."""
+    batch_size: int | Literal["auto"] = "auto"
+    """Images in one call, over all devices; auto takes what suits them. The time changes, not the
+    answer."""
 
     seed: int = 0
     """Seed of the standard model's training."""
@@ -120,7 +121,7 @@ def main(config: CompareConfig) -> None:
     Raises:
         InputError: an option is out of range; data, weights or folder cannot be used.
     """
-    check_count("batch_size", config.batch_size)
+    check_batch_size(config.batch_size)
     check_each("radii", config.radii)
     check_each("step_sizes", config.step_sizes)
     runs = entries(config)

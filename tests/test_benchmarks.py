@@ -7,7 +7,17 @@ import re
 import numpy as np
 import pytest
 
-from benchmarks import _peers, attack, devices, equal_time, floor, memory, projection, sizes
+from benchmarks import (
+    __main__,
+    _peers,
+    attack,
+    devices,
+    equal_time,
+    floor,
+    memory,
+    projection,
+    sizes,
+)
 from benchmarks.__main__ import _WORKLOADS, BenchmarkConfig, _chosen, main
 from benchmarks._child import in_fresh_process
 from benchmarks._measure import interleaved, lay_out, ratio_cell, record, records_of, text
@@ -17,6 +27,12 @@ from experiments._cli import run_command
 KEYS = {
     "workload", "method", "seconds", "ratio_to_ours", "ratio_spread", "error", "device",
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def devices_as_they_are(monkeypatch):
+    """Other tests have given JAX its devices."""
+    monkeypatch.setattr(__main__, "use_all_cores", lambda: None)
 
 
 def command(*argv: str) -> int:

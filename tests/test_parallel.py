@@ -135,3 +135,48 @@ def test_constant_radius_never_exceeds_it():
     chosen = first_order(linf_ball(), pgd(sign(1.0)), radius=constant(0.05), steps=3)
     found = parallel.evaluate(chosen, KEY, logits_fn, X, Y)
     assert np.abs(found.image - X).max() <= 0.05 + 1e-6
+
+
+def test_a_batch_size_for_the_devices(monkeypatch):
+    devices = jax.local_devices()[:1]
+
+    def fitting(free):
+        monkeypatch.setattr(parallel, "_free_bytes", lambda device: free)
+        return parallel.fitting_batch_size(attack(), logits_fn, (6, 6, 1), devices)
+
+    assert fitting(None) == 64
+    sizes = {free: fitting(free) for free in (2**16, 2**18, 2**22)}
+    assert sizes[2**16] < sizes[2**18] < sizes[2**22]
+    for free, size in sizes.items():
+        needed = parallel._step_bytes(attack(), logits_fn, (6, 6, 1), size)
+        # XLA's plan is not quite linear in the batch; half of the memory is the margin.
+        assert 0.1 * free < needed < free
+    assert fitting(2**60) == 8192
+    with pytest.raises(InputError, match="one image of"):
+        fitting(100)
+
+
+def test_a_device_that_tells_its_memory_is_asked():
+    class Device:
+        def memory_stats(self):
+            return {"bytes_limit": 1000, "bytes_in_use": 300}
+
+    assert parallel._free_bytes(Device()) == 700
+    assert parallel._free_bytes(jax.devices("cpu")[0]) is None
+
+
+def test_an_evaluator_compiles_once_and_evaluate_sees_a_model_that_changed():
+    traced, scale = [], [1.0]
+
+    def model(images):
+        traced.append(images.shape)
+        return scale[0] * logits_fn(images)
+
+    run = parallel.evaluator(attack(), model, batch_size=13)
+    first = run(KEY, X, Y)
+    count = len(traced)
+    assert_same(first, run(KEY, X, Y))
+    assert len(traced) == count
+    scale[0] = np.nan
+    assert_same(first, run(KEY, X, Y))
+    assert not parallel.evaluate(attack(), KEY, model, X, Y).success.any()

@@ -9,7 +9,7 @@ answer, beyond rounding and what an iteration to a tolerance makes of it.
 
 import functools
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from wasserstein_adv.attacks.first_order import (
 from wasserstein_adv.errors import InputError
 
 _SIZES_APART = 8  # the ratio of two sizes of batches
+_CPU_BATCH, _TRIAL_BATCH, _MOST = 64, 32, 8192  # images on a device
 
 
 class Progress(NamedTuple):
@@ -53,7 +54,7 @@ def evaluate(
     x: np.ndarray,
     y: np.ndarray,
     *,
-    batch_size: int = 128,
+    batch_size: int | Literal["auto"] = "auto",
     steps_per_round: int = 5,
     devices: Sequence[jax.Device] | None = None,
     resume: Progress | None = None,
@@ -70,7 +71,8 @@ def evaluate(
       logits_fn: the model, a pure function.
       x: (n, h, w, c) clean images in [0, 1].
       y: (n,) integer labels.
-      batch_size: images in one call, over all devices together.
+      batch_size: images in one call, over all devices together; "auto" takes what fits, see
+        `fitting_batch_size`.
       steps_per_round: attack steps between two packings.
       devices: where to run; all local devices by default.
       resume: a `Progress` that `on_round` was given by an evaluation of the same arguments.
@@ -92,7 +94,7 @@ def evaluator(
     attack: FirstOrderAttack,
     logits_fn: LogitsFn,
     *,
-    batch_size: int = 128,
+    batch_size: int | Literal["auto"] = "auto",
     steps_per_round: int = 5,
     devices: Sequence[jax.Device] | None = None,
 ) -> Evaluate:
@@ -109,7 +111,7 @@ def evaluator(
       InputError: sizes below 1.
     """
     for name, size in (("batch_size", batch_size), ("steps_per_round", steps_per_round)):
-        if size < 1:
+        if size != "auto" and size < 1:
             raise InputError(f"{name} must be 1 or more, got {size}")
     devices = jax.local_devices() if devices is None else list(devices)
 
@@ -134,6 +136,10 @@ def evaluator(
 
     advance = on_devices(advance, devices)
 
+    @functools.cache
+    def fitting(image_shape: tuple[int, int, int]) -> int:
+        return fitting_batch_size(attack, logits_fn, image_shape, devices)
+
     def run(
         key: PRNGKeyArray,
         x: np.ndarray,
@@ -148,7 +154,8 @@ def evaluator(
         everyone = np.arange(x.shape[0])
         y = np.asarray(y, np.int32)
         start = start_with(jax.random.key_impl(key))
-        size = min(batch_size, len(everyone))
+        size = fitting(x.shape[1:]) if batch_size == "auto" else batch_size
+        size = min(size, len(everyone))
 
         def begin(restart: int) -> AttackState:
             keys = image_keys(jax.random.fold_in(key, restart), jnp.asarray(everyone))
@@ -182,6 +189,56 @@ def evaluator(
         return jax.tree.map(np.asarray, attack.result(state))
 
     return run
+
+
+def fitting_batch_size(
+    attack: FirstOrderAttack,
+    logits_fn: LogitsFn,
+    image_shape: tuple[int, int, int],
+    devices: Sequence[jax.Device] | None = None,
+) -> int:
+    """The batch size that suits the devices: what "auto" stands for.
+
+    Where devices tell their memory, as GPUs and TPUs do, the largest power of two for each of which
+    a step of the attack takes at most half of what is free on the first, found by compiling a step
+    for few images. CPUs do not, and gain nothing from batches that leave their caches: there it is
+    64 for each device.
+
+    Args:
+      attack, logits_fn: what is to run.
+      image_shape: (h, w, c).
+      devices: where; all local devices by default.
+
+    Raises:
+      InputError: not even one image a device fits.
+    """
+    devices = jax.local_devices() if devices is None else list(devices)
+    free = _free_bytes(devices[0])
+    if free is None:
+        return _CPU_BATCH * len(devices)
+    room = 0.5 * free / (_step_bytes(attack, logits_fn, image_shape, _TRIAL_BATCH) / _TRIAL_BATCH)
+    if room < 1:
+        raise InputError(f"x: a step on one image of {image_shape} needs more than half of memory")
+    return min(2 ** int(np.log2(room)), _MOST) * len(devices)
+
+
+def _free_bytes(device: jax.Device) -> int | None:
+    """What a device has left, None where it does not tell."""
+    stats = device.memory_stats() or {}
+    return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
+
+
+def _step_bytes(
+    attack: FirstOrderAttack, logits_fn: LogitsFn, image_shape: tuple[int, int, int], count: int
+) -> int:
+    """Memory of a step on `count` images, by XLA's own plan of it."""
+    x = jax.ShapeDtypeStruct((count, *image_shape), jnp.float32)
+    y = jax.ShapeDtypeStruct((count,), jnp.int32)
+    keys = jax.eval_shape(lambda: image_keys(jax.random.key(0), jnp.arange(count)))
+    state = jax.eval_shape(lambda keys, x, y: attack.init(keys, logits_fn, x, y), keys, x, y)
+    step = jax.jit(lambda x, y, state: attack.step(logits_fn, x, y, state))
+    plan = step.lower(x, y, state).compile().memory_analysis()
+    return plan.temp_size_in_bytes + plan.argument_size_in_bytes + plan.output_size_in_bytes
 
 
 def progress_like(

@@ -8,9 +8,9 @@ Anderson (1965), type II as in Walker and Ni, *Anderson acceleration for fixed-p
 Δ the differences between successive iterations. Near the solution, where g is linear, this is GMRES
 without its products: one evaluation of g a step, and the square root of its condition number.
 
-It can fail where g is far from linear. So only a point that is better than all before is
-extrapolated from; where the last extrapolation was not, g alone goes on until there is one again.
-If g by itself converges from anywhere, so does this.
+It can fail where g is far from linear. So only from a point better than all before is there an
+extrapolation, and one that turns out worse than where it came from is taken back: the iteration
+goes on from g(u) there, as it would have without. At worst every second iteration is lost.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 Point = Any
 """A pytree of arrays."""
@@ -31,15 +31,22 @@ class Memory(NamedTuple):
     """What the mixing of points needs of the iterations before."""
 
     residual: Point
-    """f of the last iteration."""
+    """f of the last iteration that counts."""
     image: Point
-    """g(u) of the last iteration."""
+    """g(u) of that iteration."""
+    error: Float[Array, ""]
+    """Its error, ∞ before the first."""
     residuals: tuple[Point, ...]
     """Δf, newest first; zero where there are none yet."""
     images: tuple[Point, ...]
     """Δg in the same order."""
     least: Float[Array, ""]
-    """The smallest error so far, ∞ before the first iteration."""
+    """The smallest error so far."""
+    mixed: Bool[Array, ""]
+    """Whether the point that was returned last is an extrapolation."""
+    taken_back: Bool[Array, ""]
+    """Whether the point before it was an extrapolation that failed, and it is g(u) of the one
+    before that."""
 
 
 def no_memory(point: Point, size: int, dtype: jnp.dtype) -> Memory:
@@ -51,7 +58,8 @@ def no_memory(point: Point, size: int, dtype: jnp.dtype) -> Memory:
       dtype: of the error.
     """
     zero = jax.tree.map(jnp.zeros_like, point)
-    return Memory(zero, zero, (zero,) * size, (zero,) * size, jnp.full((), jnp.inf, dtype))
+    inf, no = jnp.full((), jnp.inf, dtype), jnp.zeros((), bool)
+    return Memory(zero, zero, inf, (zero,) * size, (zero,) * size, inf, no, no)
 
 
 def extrapolate(
@@ -68,29 +76,42 @@ def extrapolate(
       point: u.
       image: g(u).
       error: how far u is from the solution, by whatever the caller stops at; relative, so that 1
-        is nowhere near.
+        is nowhere near. ∞ or not a number where g could not be evaluated.
       dot: the inner product that residuals are small in.
     """
+    failed = memory.mixed & ~(error <= memory.error)
+    trusted = error < jnp.minimum(memory.least, 1.0)
+    first = memory.error == jnp.inf
     residual = jax.tree.map(jnp.subtract, image, point)
-    first = memory.least == jnp.inf
+
+    def pick(condition: Array, a: Point, b: Point) -> Point:
+        return jax.tree.map(lambda s, t: jnp.where(condition, s, t), a, b)
 
     def newest(now: Point, before: Point, kept: tuple[Point, ...]) -> tuple[Point, ...]:
-        change = jax.tree.map(lambda a, b: jnp.where(first, 0.0, a - b), now, before)
-        return change, *kept[:-1]
+        change = jax.tree.map(lambda s, t: jnp.where(first, 0.0, s - t), now, before)
+        return pick(failed, kept, (change, *kept[:-1]))
 
     residuals = newest(residual, memory.residual, memory.residuals)
     images = newest(image, memory.image, memory.images)
-    trusted = error < jnp.minimum(memory.least, 1.0)
     weights = [
         jnp.where(trusted, weight, 0.0) for weight in _least_squares(residuals, residual, dot)
     ]
+    memory = Memory(
+        residual=pick(failed, memory.residual, residual),
+        image=pick(failed, memory.image, image),
+        error=jnp.where(failed, memory.error, error),
+        residuals=residuals,
+        images=images,
+        least=jnp.fmin(memory.least, error),
+        mixed=trusted,
+        taken_back=failed,
+    )
 
     def mix(leaf: Array, *changes: Array) -> Array:
         return leaf - sum(weight * change for weight, change in zip(weights, changes, strict=True))
 
-    least = jnp.minimum(error, memory.least)
-    memory = Memory(residual, image, residuals, images, least)
-    return jax.tree.map(mix, image, *images), memory
+    # A failure is not trusted, and so leaves the image as it is: that of the iteration before.
+    return jax.tree.map(mix, memory.image, *images), memory
 
 
 def _least_squares(

@@ -47,15 +47,15 @@ def dots(values: Sequence[Array], weights: Array) -> list[Array]:
     return list(product[:, 0])
 
 
-def plan_cost(x: Float[Array, "h w c"], row: LogKernel) -> tuple[Array, Array]:
+def plan_cost(x: Float[Array, "..."], row: LogKernel) -> tuple[Array, Array]:
     """⟨Π, C⟩ of the plan with row sums `x` and minus its derivative in ψ, Σ_i x_i Var_i(C)."""
     return jnp.sum(x * row.mean), jnp.sum(x * row.var)
 
 
 def solve_psi(
     kernel: RowKernel,
-    x: Float[Array, "h w c"],
-    beta: Float[Array, "h w c"],
+    x: Float[Array, "..."],
+    beta: Float[Array, "..."],
     radius: Float[Array, ""],
     psi: Float[Array, ""],
     tolerance: float = 1e-3,

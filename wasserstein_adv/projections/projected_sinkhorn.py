@@ -194,9 +194,11 @@ def _accelerate(problem: Problem, memory: Memory, state: State, new: State) -> t
         return problem.reg * jnp.sum(a[0] * b[0]) + slope * a[1] * b[1]
 
     point, image = (state.z, state.psi), (new.z, new.psi)
-    (z, psi), memory = extrapolate(memory, point, image, new.residual, dot)
+    error = jnp.where(new.fits, new.residual, jnp.inf)
+    (z, psi), memory = extrapolate(memory, point, image, error, dot)
     beta = new.beta - problem.reg * (z - new.z)
-    return new._replace(beta=beta, z=z, psi=jnp.maximum(psi, 0.0)), memory
+    fits = jnp.where(memory.taken_back, state.fits, new.fits)
+    return new._replace(beta=beta, z=z, psi=jnp.maximum(psi, 0.0), fits=fits), memory
 
 
 def dual_objective(
@@ -406,7 +408,8 @@ def _run(
         new = step(kernel, problem, state)
         if past is not None:
             mixed, past = _accelerate(problem, past, state, new)
-            goes_on = unfinished(new, iteration + 1)
+            # At the end g's own point: an extrapolation would go unchecked.
+            goes_on = unfinished(mixed, iteration + 1) | past.taken_back
             new = jax.tree.map(lambda a, b: jnp.where(goes_on, a, b), mixed, new)
         return new, past, iteration + 1
 
