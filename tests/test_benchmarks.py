@@ -83,9 +83,9 @@ def test_command_writes_records_once(tmp_path, capsys, no_peers):
     assert out.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
-def test_the_quick_run_leaves_out_the_floor():
+def test_the_quick_run_leaves_out_the_floor_and_the_devices():
     every = _chosen(BenchmarkConfig(quick=True))
-    assert "floor" not in every and len(every) == len(_WORKLOADS) - 1
+    assert not {"floor", "devices"} & set(every) and len(every) == len(_WORKLOADS) - 2
     assert _chosen(BenchmarkConfig(quick=True, only=("floor", "sizes"))) == ["sizes", "floor"]
 
 
