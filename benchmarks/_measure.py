@@ -23,6 +23,9 @@ to our seconds of the same round, and the least and the greatest; "error", None 
 "device"."""
 
 
+_SHORT, _AGAIN = 0.2, 6  # seconds; calls
+
+
 class Setup(NamedTuple):
     """What a workload measures on."""
 
@@ -81,7 +84,7 @@ def interleaved(
     Args:
         runs: the methods by name. Those that compile should have been called before: compilation
             is left out of a time, tracing is not.
-        repeats: rounds.
+        repeats: rounds. In each, a call that is over soon is repeated, and the median counts.
         tell: called with what is about to run.
         once: methods too slow to repeat, timed in the first round alone.
     """
@@ -93,7 +96,10 @@ def interleaved(
             tell(f"{name}, {number + 1} of {1 if name in once else repeats}")
             found = timed(run)
             answers.setdefault(name, found.answer)
-            seconds[name].append(found.seconds)
+            times = [found.seconds]
+            if found.seconds < _SHORT:
+                times += [timed(run).seconds for _ in range(_AGAIN)]
+            seconds[name].append(float(np.median(times)))
     return answers, seconds
 
 
