@@ -144,8 +144,8 @@ class AttackOptions:
     """Random starts per image; more than one needs --random-start."""
 
     batch_size: int | Literal["auto"] = "auto"
-    """Images in one call, over all devices; auto takes what suits them. The time changes, not the
-    answer."""
+    """Images in one call, over all devices; auto takes what suits them. Answers differ
+    by no more than what the projections leave open."""
 
     seed: int = 0
     """Seed of the random starts and of the standard model's training."""

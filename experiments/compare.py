@@ -60,8 +60,8 @@ class CompareConfig:
     """Lengths of unbalanced transport's sign steps; 0.02 is its paper's."""
 
     batch_size: int | Literal["auto"] = "auto"
-    """Images in one call, over all devices; auto takes what suits them. The time changes, not the
-    answer."""
+    """Images in one call, over all devices; auto takes what suits them. Answers differ
+    by no more than what the projections leave open."""
 
     seed: int = 0
     """Seed of the standard model's training."""
