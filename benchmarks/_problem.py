@@ -46,8 +46,13 @@ class Problem(NamedTuple):
 
 def problem_on(x: Float[np.ndarray, "n h w c"], **settings: Any) -> Problem:
     """The problem after a sign step in random directions."""
+    return Problem(x, stepped(x, _STEP), **settings)
+
+
+def stepped(x: Float[np.ndarray, "n h w c"], length: float) -> Float[np.ndarray, "n h w c"]:
+    """The images after a sign step in random directions, the same in every run."""
     signs = np.random.default_rng(0).choice(np.float32([-1, 1]), x.shape)
-    return Problem(x, x + np.float32(_STEP) * signs, **settings)
+    return x + np.float32(length) * signs
 
 
 # Answers ------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from benchmarks._measure import (
     records_of,
     text,
 )
-from benchmarks._problem import spread
+from benchmarks._problem import spread, stepped
 from wasserstein_adv.geometry import (
     LogKernel,
     dense_grid,
@@ -67,7 +67,7 @@ def _(geometry, h: jax.Array, psi: jax.Array, axis: int = 1) -> LogKernel:
 def measure(setup: Setup) -> list[Record]:
     """Time the same iterations in every geometry."""
     x = setup.subject.x[: setup.batch]
-    w = x + np.float32(_STEP) * np.random.default_rng(0).choice(np.float32([-1, 1]), x.shape)
+    w = stepped(x, _STEP)
     iterations = _QUICK_ITERATIONS if setup.quick else _ITERATIONS
     runs = {
         name: _run(geometry, iterations, x, w) for name, geometry in _methods(x.shape[1:3]).items()

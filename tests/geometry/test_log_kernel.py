@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import logsumexp
+from windows import skewed
 
 from wasserstein_adv.geometry import (
     LocalGrid,
@@ -28,15 +29,6 @@ from wasserstein_adv.geometry import (
 PSIS = np.array([0.0, 0.3, 5.0, 1e4])
 # The plainest code that XLA can make: these tests compile much and compute little.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
-def skewed(side, seed):
-    """A window without symmetry and with forbidden moves."""
-    rng = np.random.default_rng(seed)
-    window = 3 * rng.random((side, side))
-    window[rng.random((side, side)) < 0.3] = np.inf
-    window[side // 2, side // 2] = 0.0
-    return window
 
 
 CASES = [

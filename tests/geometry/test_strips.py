@@ -5,19 +5,10 @@ import functools
 import jax
 import numpy as np
 import pytest
+from windows import skewed
 
 from wasserstein_adv.geometry import LocalGrid, from_strip, to_strip
 from wasserstein_adv.projections.kernel import exp_domain, log_domain
-
-
-def skewed(side, seed):
-    """A window without symmetry and with forbidden moves."""
-    rng = np.random.default_rng(seed)
-    window = 3 * rng.random((side, side))
-    window[rng.random((side, side)) < 0.3] = np.inf
-    window[side // 2, side // 2] = 0.0
-    return window
-
 
 CASES = [((6, 4), 5, 1), ((4, 7), 3, 3), ((3, 3), 7, 2), ((5, 1), 5, 3), ((1, 1), 3, 1)]
 

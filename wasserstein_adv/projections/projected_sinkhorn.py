@@ -286,6 +286,8 @@ def projected_sinkhorn(
     """
     check_shapes(geometry, x, w)
     check_stopping(tolerance, max_iterations)
+    if memory < 0:
+        raise InputError(f"memory must be 0 or more, got {memory}")
     check_positive("radius", radius)
     check_positive("reg", reg)
     check_cap(cap)
@@ -297,8 +299,6 @@ def projected_sinkhorn(
     if flat:
         x, w = x[..., None], w[..., None]
         duals = None if duals is None else Duals(duals.beta.reshape(x.shape), duals.psi)
-    if memory < 0:
-        raise InputError(f"memory must be 0 or more, got {memory}")
     solve = functools.partial(
         _solve, step=step, memory=memory, tolerance=tolerance, max_iterations=max_iterations
     )
