@@ -21,7 +21,7 @@ from experiments._attacks import check_count
 from experiments._cli import run_command, use_all_cores
 from experiments._evaluation import Subject, progress_bar
 from experiments._report import run_environment, write_json_atomic
-from experiments._training import load_weights
+from experiments._weights import load_weights
 from wasserstein_adv.checks import check_images
 from wasserstein_adv.data import load, resolve
 from wasserstein_adv.errors import InputError
@@ -152,8 +152,10 @@ def _subject(config: BenchmarkConfig) -> Subject:
     if config.batch > len(dataset.labels):
         raise InputError(f"--batch {config.batch}: {name} has {len(dataset.labels):,} test images")
     check_images(dataset.images, "images")
-    weights = None if config.checkpoint is None else load_weights(config.checkpoint)
-    return Subject(name, dataset.images, dataset.labels, weights, f"weights of {config.checkpoint}")
+    classifier = None if config.checkpoint is None else load_weights(config.checkpoint, name)
+    return Subject(
+        name, dataset.images, dataset.labels, classifier, f"weights of {config.checkpoint}"
+    )
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def measure(setup: Setup) -> list[Record]:
     runs = {"ours": _ours(few)}
     if not _peers.missing([_peers.PACKAGE]):
         _check_logits(few)
-        runs[_PUBLISHED] = _peers.published_attack(few.weights, few.x, few.y, MNIST)
+        runs[_PUBLISHED] = _peers.published_attack(few.classifier.variables, few.x, few.y, MNIST)
     with _empty_cache():
         setup.tell("ours, compiling")
         first = timed(runs["ours"])
@@ -71,7 +71,7 @@ def measure(setup: Setup) -> list[Record]:
 
 
 def _ours(subject: Subject) -> Callable[[], AttackResult]:
-    run = parallel.evaluator(wong(subject.x.shape[1:3]), logits_of(subject.weights))
+    run = parallel.evaluator(wong(subject.x.shape[1:3]), logits_of(subject.classifier))
     key = jax.random.key(0)
     return lambda: run(key, subject.x, subject.y)
 
@@ -111,8 +111,10 @@ def _use_cache(folder: str | None) -> None:
 
 def _check_logits(subject: Subject) -> None:
     """Raise RuntimeError unless the networks of both frameworks answer alike."""
-    ours = np.asarray(logits_of(subject.weights)(subject.x))
-    difference = float(np.abs(_peers.torch_logits(subject.weights, subject.x) - ours).max())
+    ours = np.asarray(logits_of(subject.classifier)(subject.x))
+    difference = float(
+        np.abs(_peers.torch_logits(subject.classifier.variables, subject.x) - ours).max()
+    )
     if not difference <= _LOGITS_DIFFER:
         raise RuntimeError(f"PyTorch's logits differ from Flax's by {difference}")
 

@@ -18,6 +18,7 @@ from benchmarks._measure import Record, Setup, lay_out, number, ratio_cell, reco
 from benchmarks._problem import ours, problem_on
 from experiments._cli import use_all_cores
 from experiments._evaluation import logits_of
+from experiments._weights import Classifier
 from wasserstein_adv import parallel
 from wasserstein_adv.attacks.wong import MNIST, wong
 from wasserstein_adv.models import WongKolterCNN
@@ -71,8 +72,8 @@ def _projection(x: np.ndarray) -> Callable[[], Any]:
 
 def _attack(x: np.ndarray) -> Callable[[], Any]:
     # Untrained: that changes nothing of what is compiled.
-    weights = WongKolterCNN().init(jax.random.key(0), x)
-    logits_fn = logits_of(weights)
+    model = WongKolterCNN()
+    logits_fn = logits_of(Classifier(model, model.init(jax.random.key(0), x)))
     y = np.argmax(np.asarray(logits_fn(x)), -1)
     attack = wong((28, 28), MNIST._replace(steps=_STEPS))
     run = parallel.evaluator(attack, logits_fn)

@@ -33,7 +33,9 @@ from experiments._evaluation import (
 from experiments._grid import transport_measures, transport_summary
 from experiments._report import plot_curve, plot_examples, results_table
 from experiments._runs import save_arrays
+from experiments._weights import ModelName
 from wasserstein_adv.attacks import AttackResult
+from wasserstein_adv.data import describe
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.metrics import accuracy_at, wilson_interval
 
@@ -53,8 +55,12 @@ class AttackOptions:
     """TFDS data directory. By default $TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
 
     checkpoint: Path | None = None
-    """Weights to attack: a published PyTorch file (.pth) or a folder of train_mnist. By default a
+    """Weights to attack: a published PyTorch file (.pth) or the folder of a training. By default a
     standard model of the dataset, trained on the first run and cached."""
+
+    model: ModelName | None = None
+    """The network that the checkpoint is of; by default what its training says, or else the one
+    that the papers use with the dataset."""
 
     attack: AttackName = "projected-sinkhorn"
     """projected-sinkhorn (Wong et al. 2019): a Wasserstein ball that grows until the classifier
@@ -173,7 +179,8 @@ def attack(config: AttackOptions, command: str) -> None:
         InputError: an option is out of range; data, weights or folder cannot be used.
     """
     own = {option: getattr(config, option) for option in _OWN}
-    protocol = settings_of(config.attack, config.preset, own)
+    colour = describe(config.data).image_shape[-1] > 1
+    protocol = settings_of(config.attack, config.preset, own, colour=colour)
     family = FAMILIES[config.attack]
     _check(config)
     keep = config.keep or family.keep
@@ -185,7 +192,7 @@ def attack(config: AttackOptions, command: str) -> None:
         "keep": keep,
         **protocol._asdict(),
     }
-    run = begin(config, "attack", settings, results_table)
+    run = begin(config, "attack", settings, results_table, config.model)
     if run is None:
         return
     subject, folder = run.subject, run.folder
@@ -213,10 +220,10 @@ def attack(config: AttackOptions, command: str) -> None:
         },
         "seconds": {"attack": round(seconds, 3)},
         "images_per_second": len(subject.x) / seconds,
-        **_share("nominal", predictions(subject.weights, subject.x) == subject.y),
+        **_share("nominal", predictions(subject.classifier, subject.x) == subject.y),
         "projections_converged": float(result.evidence.converged.mean()),
     }
-    answers = predictions(subject.weights, result.image)
+    answers = predictions(subject.classifier, result.image)
     save_arrays(
         folder.path / "adversarial.npz",
         clean=subject.x, adversarial=result.image, before_clamp=result.evidence.point,

@@ -1,6 +1,7 @@
 """The attacks by the names that the commands take, with their papers' settings."""
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +18,10 @@ from wasserstein_adv.attacks import (
 )
 from wasserstein_adv.attacks import flow as flow_attack
 from wasserstein_adv.attacks.flow import FlowProtocol
+from wasserstein_adv.attacks.hu import CIFAR10 as HU_CIFAR10
 from wasserstein_adv.attacks.hu import HuProtocol, hu
 from wasserstein_adv.attacks.unbalanced import PAPER, TRANSPORT, unbalanced
+from wasserstein_adv.attacks.wong import CIFAR10 as WONG_CIFAR10
 from wasserstein_adv.attacks.wong import MNIST, MNIST_SCRIPT, wong
 from wasserstein_adv.attacks.wu import (
     FrankWolfeProtocol,
@@ -75,6 +78,8 @@ class Family(NamedTuple):
     pixels for balls, in the unit square, whatever the scale, for unbalanced."""
     ball: Ball | None = None
     """None for an attack that no ball bounds."""
+    colour: Mapping[str, Any] = MappingProxyType({})
+    """Presets that take the place of those above on colour images: CIFAR-10's in the papers."""
 
 
 def _in_unit_square(settings: Any, grid_size: tuple[int, int]) -> Cost:
@@ -94,6 +99,7 @@ def _grown(settings: Any, every: int) -> float:
         return float(settings.start * growth)
 
 
+_SMALL = (0.01, 0.02, 0.05, 0.1, 0.2)
 _AT_ONE_RADIUS = Ball(lambda settings: settings.radius, lambda settings: (settings.radius,))
 
 FAMILIES = {
@@ -108,9 +114,10 @@ FAMILIES = {
         cost=_euclidean,
         ball=Ball(
             lambda settings: _grown(settings, settings.every),
-            lambda _: (0.3, 0.5, 0.7, 1.0),
+            lambda settings: (0.3, 0.5, 0.7, 1.0) if settings.start >= 0.1 else _SMALL,
             clamped=True,
         ),
+        colour={"paper": WONG_CIFAR10, "script": WONG_CIFAR10._replace(p=2.0)},
     ),
     "capped": Family(
         title="capped projected Sinkhorn",
@@ -123,8 +130,9 @@ FAMILIES = {
         cost=_euclidean,
         ball=Ball(
             lambda settings: settings.increment * settings.steps,
-            lambda _: (0.05, 0.1, 0.2, 0.5, 1.0),
+            lambda settings: (0.05, 0.1, 0.2, 0.5, 1.0) if settings.increment >= 0.01 else _SMALL,
         ),
+        colour={"paper": HU_CIFAR10},
     ),
     "dual-projection": Family(
         title="dual projection",
@@ -177,13 +185,16 @@ def flag(option: str) -> str:
     return "--" + option.replace("_", "-")
 
 
-def settings_of(attack: str, preset: str, options: Mapping[str, Any]) -> Any:
+def settings_of(
+    attack: str, preset: str, options: Mapping[str, Any], *, colour: bool = False
+) -> Any:
     """The settings of a preset with the options that were given in their place, checked.
 
     Args:
         attack: a name of `FAMILIES`.
         preset: one of its presets.
         options: values by the command's names; None for one that was not given.
+        colour: whether the images have colours.
 
     Raises:
         InputError: the attack has no such preset or option, or a value is out of range.
@@ -191,7 +202,7 @@ def settings_of(attack: str, preset: str, options: Mapping[str, Any]) -> Any:
     family = FAMILIES[attack]
     if preset not in family.presets:
         raise InputError(f"--preset of {attack} must be {' or '.join(family.presets)}")
-    settings = family.presets[preset]
+    settings = presets_of(attack, colour)[preset]
     fields = {family.options.get(field, field): field for field in settings._fields}
     given = {option: value for option, value in options.items() if value is not None}
     for option in given:
@@ -202,6 +213,12 @@ def settings_of(attack: str, preset: str, options: Mapping[str, Any]) -> Any:
     if "floor" in given and settings.variant != "published":
         raise InputError("--floor is for --variant published")
     return settings
+
+
+def presets_of(attack: str, colour: bool) -> dict[str, Any]:
+    """An attack's settings by name, for images with or without colours."""
+    family = FAMILIES[attack]
+    return {**family.presets, **(family.colour if colour else {})}
 
 
 def check_settings(family: Family, settings: Any) -> None:

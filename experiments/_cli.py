@@ -1,6 +1,7 @@
 """What the commands have in common."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -12,7 +13,14 @@ from wasserstein_adv.errors import InputError
 Config = TypeVar("Config")
 
 _BAD_INPUT = 2
-_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+_BY_SIGNAL = 128  # and the signal's number, as shells report it
+
+
+class Terminated(Exception):
+    """A command that a signal ended, and that the same command will go on from."""
+
+    def __init__(self, number: int):
+        self.number = number
 
 
 def run_command(
@@ -27,7 +35,7 @@ def run_command(
 
     Returns:
         The exit status: 0; 2 after an `InputError`, whose message went to stderr as one line
-        `error: …`; 130 after Ctrl-C.
+        `error: …`; 130 after Ctrl-C, and 143 after a SIGTERM that the command took note of.
 
     Raises:
         SystemExit: with status 2 for arguments that cannot be parsed, with 0 after `--help`.
@@ -39,9 +47,15 @@ def run_command(
         print(f"error: {error}", file=sys.stderr)
         return _BAD_INPUT
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return _INTERRUPTED
+        return _interrupted(signal.SIGINT)
+    except Terminated as terminated:
+        return _interrupted(terminated.number)
     return 0
+
+
+def _interrupted(number: int) -> int:
+    print("interrupted; the same command goes on from here", file=sys.stderr)
+    return _BY_SIGNAL + number
 
 
 def _program(main: Callable) -> str:
@@ -51,8 +65,8 @@ def _program(main: Callable) -> str:
     return f"python -m {name.removesuffix('.__main__')}"
 
 
-def use_all_cores() -> None:
-    """Give JAX one CPU device per core, and keep compiled functions between runs.
+def use_all_cores(host_devices: int | None = None) -> None:
+    """Give JAX one CPU device per core, or so many, and keep compiled functions between runs.
 
     To be called before JAX is first used: the number of devices is fixed from then on. An
     accelerator, where there is one, is used all the same.
@@ -61,6 +75,6 @@ def use_all_cores() -> None:
 
     from experiments._training import cache_root
 
-    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    jax.config.update("jax_num_cpu_devices", host_devices or len(os.sched_getaffinity(0)))
     jax.config.update("jax_compilation_cache_dir", str(cache_root() / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -1,5 +1,6 @@
 """What the commands that evaluate a classifier share: its data and weights, attacks, distances."""
 
+import functools
 import hashlib
 import shlex
 import sys
@@ -28,7 +29,8 @@ from experiments._runs import (
     save_checkpoint,
     stored_results,
 )
-from experiments._training import cache_root, load_weights, trained_or_cached
+from experiments._training import cache_root, trained_or_cached
+from experiments._weights import Classifier, load_weights
 from wasserstein_adv import parallel
 from wasserstein_adv.attacks import AttackResult, FirstOrderAttack
 from wasserstein_adv.checks import check_images
@@ -36,7 +38,6 @@ from wasserstein_adv.data import load, resolve
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.geometry import Cost
 from wasserstein_adv.metrics import TransportDistance, exact_distances
-from wasserstein_adv.models import WongKolterCNN
 
 _CHECKPOINT_SECONDS = 10.0
 _BATCH = 500  # images classified at once
@@ -49,8 +50,8 @@ class Subject(NamedTuple):
     """The dataset's name."""
     x: Float[np.ndarray, "n h w c"]
     y: Int[np.ndarray, "n"]
-    weights: Any
-    """The classifier's variables; None until `with_model`."""
+    classifier: Classifier | None
+    """None until `with_model`."""
     described: str
     """The classifier in one line."""
 
@@ -66,7 +67,11 @@ class Run(NamedTuple):
 
 
 def begin(
-    config: Any, command: str, settings: dict[str, Any], table: Callable[[Any], Table]
+    config: Any,
+    command: str,
+    settings: dict[str, Any],
+    table: Callable[[Any], Table],
+    model: str | None = None,
 ) -> Run | None:
     """Open a command's images, folder and model; show the results if they are there.
 
@@ -75,6 +80,7 @@ def begin(
         command: what its default folder is called after.
         settings: what the results depend on besides dataset, weights, number of images and seed.
         table: lays out results for the terminal.
+        model: the network that the checkpoint is of; None for what `load_weights` takes.
 
     Returns:
         The run to be made, or None where it is finished and has been shown.
@@ -86,11 +92,11 @@ def begin(
     use_all_cores()
     console = Console()
     subject = open_subject(
-        config.data, config.data_dir, config.checkpoint, config.num_images, console
+        config.data, config.data_dir, config.checkpoint, config.num_images, console, model
     )
     settings = {
         "data": subject.data,
-        "weights": digest(subject.weights),
+        "weights": digest(subject.classifier),
         "num_images": config.num_images,
         "seed": config.seed,
         **settings,
@@ -113,7 +119,12 @@ def end(run: Run, results: dict[str, Any], table: Callable[[Any], Table]) -> Non
 
 
 def open_subject(
-    data: str, data_dir: Path | None, checkpoint: Path | None, num_images: int, console: Console
+    data: str,
+    data_dir: Path | None,
+    checkpoint: Path | None,
+    num_images: int,
+    console: Console,
+    model: str | None = None,
 ) -> Subject:
     """Load a dataset's first test images, and the weights if they come from a file.
 
@@ -124,6 +135,7 @@ def open_subject(
             gets.
         num_images: how many images.
         console: where to say which dataset it is.
+        model: the network that the checkpoint is of; None for what `load_weights` takes.
 
     Raises:
         InputError: there are not so many images; data or weights cannot be used.
@@ -137,16 +149,19 @@ def open_subject(
         raise InputError(f"--num-images {num_images}: {name} has {len(dataset.labels):,} images")
     x, y = dataset.images[:num_images], dataset.labels[:num_images]
     check_images(x, "images")
-    weights = None if checkpoint is None else load_weights(checkpoint)
-    return Subject(name, x, y, weights, f"weights of {checkpoint}")
+    if checkpoint is None:
+        if model is not None:
+            raise InputError("--model is for --checkpoint")
+        return Subject(name, x, y, None, "")
+    return Subject(name, x, y, load_weights(checkpoint, name, model), f"weights of {checkpoint}")
 
 
 def with_model(subject: Subject, data_dir: Path | None, seed: int, console: Console) -> Subject:
     """The subject with its dataset's standard model, trained now if it never was, where no weights
     were given."""
-    if subject.weights is None:
-        weights, described = trained_or_cached(subject.data, data_dir, cache_root(), seed)
-        subject = subject._replace(weights=weights, described=described)
+    if subject.classifier is None:
+        classifier, described = trained_or_cached(subject.data, data_dir, cache_root(), seed)
+        subject = subject._replace(classifier=classifier, described=described)
     console.print(f"model: {subject.described}", highlight=False, soft_wrap=True)
     return subject
 
@@ -157,11 +172,11 @@ def check_seed(seed: int) -> None:
         raise InputError(f"--seed must be from 0 to 2^32 - 1, got {seed}")
 
 
-def digest(weights: Any) -> str:
+def digest(classifier: Classifier | None) -> str:
     """16 hexadecimal digits that stand for a model's weights; "standard" where there are none."""
-    if weights is None:
+    if classifier is None:
         return "standard"
-    leaves = (np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(weights))
+    leaves = (np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(classifier.variables))
     return hashlib.sha256(b"".join(leaves)).hexdigest()[:16]
 
 
@@ -169,7 +184,7 @@ def provenance(subject: Subject, command: str, seed: int) -> dict[str, Any]:
     """What every run's results say about where they come from."""
     return {
         "dataset": {"name": subject.data, "split": "test", "num_images": len(subject.x)},
-        "model": {"description": subject.described, "weights": digest(subject.weights)},
+        "model": {"description": subject.described, "weights": digest(subject.classifier)},
         "environment": run_environment(),
         "seed": seed,
         "command": shlex.join(["python", "-m", f"experiments.{command}", *sys.argv[1:]]),
@@ -188,20 +203,22 @@ def progress_bar() -> Progress:
     )
 
 
-def logits_of(weights: Any) -> Callable[[jax.Array], jax.Array]:
-    """The classifier with these weights, as attacks take it."""
-    return lambda images: WongKolterCNN().apply(weights, images)
+def logits_of(classifier: Classifier) -> Callable[[jax.Array], jax.Array]:
+    """The classifier as attacks take it."""
+    return lambda images: classifier.model.apply(classifier.variables, images)
 
 
-@jax.jit
-def _classes(weights: Any, images: jax.Array) -> jax.Array:
-    return jnp.argmax(logits_of(weights)(images), axis=-1)
+@functools.partial(jax.jit, static_argnames="model")
+def _classes(model: Any, variables: Any, images: jax.Array) -> jax.Array:
+    return jnp.argmax(model.apply(variables, images), axis=-1)
 
 
-def predictions(weights: Any, images: Float[np.ndarray, "n h w c"]) -> Int[np.ndarray, "n"]:
+def predictions(
+    classifier: Classifier, images: Float[np.ndarray, "n h w c"]
+) -> Int[np.ndarray, "n"]:
     """The classifier's answers, a batch at a time."""
     parts = (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
-    return np.concatenate([np.asarray(_classes(weights, part)) for part in parts])
+    return np.concatenate([np.asarray(_classes(*classifier, part)) for part in parts])
 
 
 def run_attack(
@@ -231,7 +248,7 @@ def run_attack(
         The result and the seconds it took, those before an interruption included.
     """
     x, y = subject.x, subject.y if labels is None else labels
-    logits_fn = logits_of(subject.weights)
+    logits_fn = logits_of(subject.classifier)
     resume, before = None, 0.0
     if folder is not None:
         resumed = load_checkpoint(folder, parallel.progress_like(attack, logits_fn, x, y))

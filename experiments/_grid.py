@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from experiments._attacks import INSIDE
 from experiments._evaluation import Subject, measure_distances, predictions, run_attack
 from experiments._runs import RunFolder, save_arrays
 from wasserstein_adv.attacks import AttackResult, FirstOrderAttack
@@ -49,7 +50,8 @@ def run_cells(
         shown: of how many, from the first, to keep the image.
 
     Returns:
-        By name, the arrays "success", "prediction", "radius" and "budget" of N images; "distance",
+        By name, the arrays "success", "prediction", "radius", "budget" and "steps" of N images;
+        "distance",
         the cell's others, "mass_change" and, of an unbalanced attack, "plan_cost", "moved",
         "unmatched" and "residual"; "image" of those shown; "seconds", the attack's.
     """
@@ -92,9 +94,10 @@ def _run(
         measures["residual"] = result.evidence.residual
     return {
         "success": result.success,
-        "prediction": predictions(subject.weights, result.image),
+        "prediction": predictions(subject.classifier, result.image),
         "radius": result.radius,
         "budget": result.budget,
+        "steps": result.steps,
         **measures,
         **{name: other.total for name, other in found.items()},
         "image": result.image[:shown],
@@ -126,6 +129,21 @@ def row(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         **transport_summary({name: arrays[name] for name in names if name in arrays}),
         "seconds": round(float(arrays["seconds"]), 3),
     }
+
+
+def share_inside(arrays: Mapping[str, np.ndarray]) -> float | None:
+    """Share of images inside the radius that they claim, fooled or not; None where none claims one.
+
+    Args:
+        arrays: of an attack within a ball, as `run_cells` has them: by "window", the distance at
+            the cost and inside the window that the claim is made in, where there is one, else by
+            "distance"; of the images measured.
+    """
+    measured = arrays["window" if "window" in arrays else "distance"]
+    budget = arrays["budget"][: len(measured)].astype(np.float64)
+    claims = budget > 0
+    inside = measured[claims] <= budget[claims] * (1.0 + INSIDE)
+    return float(inside.mean()) if claims.any() else None
 
 
 def transport_measures(

@@ -261,7 +261,14 @@ def write_text(path: Path, text: str) -> None:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
-# The table ----------------------------------------------------------------------------------------
+# Tables -------------------------------------------------------------------------------------------
+
+
+def markdown_lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lay out cells as a Markdown table, its lines: the first column to the left, the others to the
+    right."""
+    rule = ("---", *("---:" for _ in header[1:]))
+    return [f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)]
 
 
 def results_table(results: Mapping[str, Any]) -> Table:

@@ -14,11 +14,11 @@ from jaxtyping import Float
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from experiments._attacks import FAMILIES, INSIDE, check_batch_size, check_each
+from experiments._attacks import FAMILIES, check_batch_size, check_each
 from experiments._cli import run_command
 from experiments._evaluation import begin, end, predictions, provenance
-from experiments._grid import Cell, row, run_cells
-from experiments._report import COLOURS, new_figure, save_figure, write_text
+from experiments._grid import Cell, row, run_cells, share_inside
+from experiments._report import COLOURS, markdown_lines, new_figure, save_figure, write_text
 from experiments._runs import save_arrays
 from wasserstein_adv.attacks import first_success
 from wasserstein_adv.geometry import euclidean_power, minkowski
@@ -47,7 +47,7 @@ class CompareConfig:
     """TFDS data directory. By default $TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
 
     checkpoint: Path | None = None
-    """Weights to attack: a published PyTorch file (.pth) or a folder of train_mnist. By default a
+    """Weights to attack: a published PyTorch file (.pth) or the folder of a training. By default a
     standard model of the dataset, trained on the first run and cached."""
 
     num_images: int = 100
@@ -148,7 +148,7 @@ def main(config: CompareConfig) -> None:
     results = {
         **provenance(subject, "compare", config.seed),
         "settings": settings,
-        "nominal_accuracy": float((predictions(subject.weights, subject.x) == subject.y).mean()),
+        "nominal_accuracy": float((predictions(subject.classifier, subject.x) == subject.y).mean()),
         "rows": [row_of(e, found[e.name]) for e in runs],
         "accuracy_at_distance": accuracy_at_distances(runs, found),
     }
@@ -187,15 +187,9 @@ def row_of(entry: Entry, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         "euclidean": median(arrays["euclidean"][moved]),
         "window": median(arrays["window"][moved]) if "window" in arrays else None,
         "mass": median(arrays["mass_change"][moved]),
-        "inside": None,
+        "inside": share_inside(arrays) if FAMILIES[entry.family].ball else None,
         "seconds_per_image": float(arrays["seconds"]) / count,
     }
-    if FAMILIES[entry.family].ball:
-        # Every image that claims a radius, fooled or not, by the ruler that the claim is made in.
-        claims = arrays["budget"] > 0
-        measured = arrays["window" if "window" in arrays else "distance"][claims]
-        allowed = arrays["budget"][claims].astype(np.float64) * (1.0 + INSIDE)
-        found["inside"] = float((measured <= allowed).mean()) if claims.any() else None
     return {**row(arrays), **found}
 
 
@@ -284,20 +278,15 @@ def results_table(results: Mapping[str, Any]) -> Table:
 
 def markdown_tables(results: Mapping[str, Any]) -> str:
     """`results_table` as Markdown, and the accuracy left at given distances by either ruler."""
-    lines = [*_markdown(_HEADER, [_cells(part) for part in results["rows"]]), "", _NOTE]
+    lines = [*markdown_lines(_HEADER, [_cells(part) for part in results["rows"]]), "", _NOTE]
     for ruler, curves in results["accuracy_at_distance"].items():
         header = (f"accuracy left at W, {_RULERS[ruler]}", *(f"{r:g}" for r in _AT))
         rows = [
             (group, *(f"{100 * accuracy:.1f} %" for accuracy in curve.values()))
             for group, curve in curves.items()
         ]
-        lines += ["", *_markdown(header, rows)]
+        lines += ["", *markdown_lines(header, rows)]
     return "\n".join([*lines, ""])
-
-
-def _markdown(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    rule = ("---", *("---:" for _ in header[1:]))
-    return [f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)]
 
 
 def _plot(

@@ -44,7 +44,6 @@ from experiments._runs import (
     RunFolder,
     save_arrays,
 )
-from experiments._training import Variables
 from experiments._transforms import (
     Amount,
     procrustes_dissimilarity,
@@ -54,6 +53,7 @@ from experiments._transforms import (
     translate,
     translation_shifts,
 )
+from experiments._weights import Classifier
 from wasserstein_adv.attacks.unbalanced import PAPER
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.geometry import euclidean_power
@@ -83,7 +83,7 @@ class NaturalPerturbationsConfig:
     """TFDS data directory. By default $TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
 
     checkpoint: Path | None = None
-    """Weights to measure: a published PyTorch file (.pth) or a folder of train_mnist. By default a
+    """Weights to measure: a published PyTorch file (.pth) or the folder of a training. By default a
     standard model of the dataset, trained on the first run and cached."""
 
     num_images: int = 1000
@@ -160,10 +160,10 @@ def main(config: NaturalPerturbationsConfig) -> None:
     if run is None:
         return
     subject, folder = run.subject, run.folder
-    x, y, weights = subject.x, subject.y, subject.weights
+    x, y, classifier = subject.x, subject.y, subject.classifier
     draws = random_draws(config.seed, len(x))
-    clean = predictions(weights, x)
-    measured = _measure_all(config, folder, weights, x, draws)
+    clean = predictions(classifier, x)
+    measured = _measure_all(config, folder, classifier, x, draws)
     results = {
         **provenance(subject, "natural_perturbations", config.seed),
         "amount": config.amount,
@@ -232,7 +232,7 @@ def perturb(
 def _measure_all(
     config: NaturalPerturbationsConfig,
     folder: RunFolder,
-    weights: Variables,
+    classifier: Classifier,
     x: Float[np.ndarray, "n h w c"],
     draws: Float[np.ndarray, "n 3"],
 ) -> dict[Perturbation, Measured]:
@@ -250,7 +250,7 @@ def _measure_all(
             measured = _load(path, len(x), count)
             if measured is None:
                 measured = _measure(
-                    perturbation, config.amount, weights, x, draws, count,
+                    perturbation, config.amount, classifier, x, draws, count,
                     lambda done: bar.update(task, advance=done),
                 )  # fmt: skip
                 save_arrays(path, **measured._asdict())
@@ -262,7 +262,7 @@ def _measure_all(
 def _measure(
     perturbation: Perturbation,
     amount: Amount,
-    weights: Variables,
+    classifier: Classifier,
     x: Float[np.ndarray, "n h w c"],
     draws: Float[np.ndarray, "n 3"],
     count: int,
@@ -274,7 +274,7 @@ def _measure(
     for start in range(0, len(x), _BATCH):
         part = slice(start, start + _BATCH)
         moved = perturb(perturbation, amount, x[part], draws[part])
-        answers.append(predictions(weights, moved))
+        answers.append(predictions(classifier, moved))
         procrustes.append(procrustes_dissimilarity(x[part], moved))
         advance(len(moved))
 

@@ -1,6 +1,7 @@
 """Prepare a dataset on this machine, from its published files or by downloading them.
 
 python -m experiments.prepare_data mnist --source DIR
+python -m experiments.prepare_data tiny_imagenet --source tiny-imagenet-200.zip
 """
 
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from experiments._cli import run_command
 from wasserstein_adv.data import prepare, split_sizes
@@ -18,11 +21,14 @@ from wasserstein_adv.data import prepare, split_sizes
 class PrepareConfig:
     """Prepare a dataset, so that the other commands find it; a prepared one is left as it is."""
 
-    name: tyro.conf.Positional[Literal["mnist", "fashion_mnist"]]
+    name: tyro.conf.Positional[
+        Literal["mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "tiny_imagenet"]
+    ]
     """The dataset."""
 
     source: Path | None = None
-    """Folder with its published files, gzip or unpacked. By default they are downloaded."""
+    """Its published files: their folder, or the tar, tar.gz or zip file that they came in. By
+    default they are downloaded."""
 
     data_dir: Path | None = None
     """TFDS data directory. By default $TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
@@ -37,12 +43,33 @@ def main(config: PrepareConfig) -> None:
     Raises:
         InputError: as `wasserstein_adv.data.prepare`.
     """
-    folder, made = prepare(config.name, config.source, config.data_dir)
+    with _progress_bar() as bar:
+        task = bar.add_task(config.name, total=None)
+        folder, made = prepare(
+            config.name,
+            config.source,
+            config.data_dir,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
     if not made:
         print(f"{config.name}: already prepared at {folder}, nothing to do")
         return
     sizes = ", ".join(f"{size:,} {split}" for split, size in split_sizes(folder).items())
     print(f"{config.name}: prepared at {folder} ({sizes} images)")
+
+
+def _progress_bar() -> Progress:
+    """A progress bar in images, where stderr is a terminal, that goes away when it is done."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} images"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(file=sys.stderr),  # as it is now: TFDS's output is sent elsewhere
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
 
 
 if __name__ == "__main__":

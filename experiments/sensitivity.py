@@ -56,7 +56,7 @@ class SensitivityConfig:
     """TFDS data directory. By default $TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
 
     checkpoint: Path | None = None
-    """Weights to attack: a published PyTorch file (.pth) or a folder of train_mnist. By default a
+    """Weights to attack: a published PyTorch file (.pth) or the folder of a training. By default a
     standard model of the dataset, trained on the first run and cached."""
 
     num_images: int = 200
@@ -192,7 +192,7 @@ def _cell(setting: Setting, protocol: UnbalancedProtocol, grid_size: tuple[int, 
 
 def _clean(subject: Subject) -> dict[str, Any]:
     """The accuracy before any attack."""
-    right = int((predictions(subject.weights, subject.x) == subject.y).sum())
+    right = int((predictions(subject.classifier, subject.x) == subject.y).sum())
     count = len(subject.x)
     return {"accuracy": right / count, "interval": list(wilson_interval(right, count))}
 

@@ -55,7 +55,7 @@ class TargetedConfig:
     """TFDS data directory. By default $TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
 
     checkpoint: Path | None = None
-    """Weights to attack: a published PyTorch file (.pth) or a folder of train_mnist. By default a
+    """Weights to attack: a published PyTorch file (.pth) or the folder of a training. By default a
     standard model of the dataset, trained on the first run and cached."""
 
     per_class: int = 10
@@ -117,7 +117,7 @@ def main(config: TargetedConfig) -> None:
     if run is None:
         return
     subject, folder, settings, _ = run
-    pairs = choose_pairs(subject.y, predictions(subject.weights, subject.x), config.per_class)
+    pairs = choose_pairs(subject.y, predictions(subject.classifier, subject.x), config.per_class)
     if len(pairs.index) == 0:
         raise InputError(f"no image of {config.num_images:,} is classified correctly")
     arrays, seconds = _attack(folder, subject, pairs, protocol, config.batch_size, config.seed)
@@ -188,7 +188,7 @@ def _attack(
         "success": result.success,
         "steps": result.steps,
         "distance": distance.total,
-        "prediction": predictions(subject.weights, result.image),
+        "prediction": predictions(subject.classifier, result.image),
         "moved": result.evidence.moved,
         "unmatched": result.evidence.unmatched,
         "residual": result.evidence.residual,

@@ -46,7 +46,7 @@ class TransportOnsetConfig:
     """TFDS data directory. By default $TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
 
     checkpoint: Path | None = None
-    """Weights to attack: a published PyTorch file (.pth) or a folder of train_mnist. By default a
+    """Weights to attack: a published PyTorch file (.pth) or the folder of a training. By default a
     standard model of the dataset, trained on the first run and cached."""
 
     num_images: int = 200
@@ -110,7 +110,7 @@ def main(config: TransportOnsetConfig) -> None:
     results = {
         **provenance(subject, "transport_onset", config.seed),
         "settings": settings,
-        "nominal_accuracy": float((predictions(subject.weights, subject.x) == subject.y).mean()),
+        "nominal_accuracy": float((predictions(subject.classifier, subject.x) == subject.y).mean()),
         "rows": [{"tau": t, "scale": s, **row(found[_name(t, s)])} for t, s in keys],
     }
     _plot(folder.path / "onset.png", results)

@@ -47,7 +47,7 @@ class UnbalancedTableConfig:
     """TFDS data directory. By default $TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
 
     checkpoint: Path | None = None
-    """Weights to attack: a published PyTorch file (.pth) or a folder of train_mnist. By default a
+    """Weights to attack: a published PyTorch file (.pth) or the folder of a training. By default a
     standard model of the dataset, trained on the first run and cached."""
 
     num_images: int = 500
@@ -108,7 +108,7 @@ def main(config: UnbalancedTableConfig) -> None:
     results = {
         **provenance(subject, "unbalanced_table", config.seed),
         "settings": settings,
-        "nominal_accuracy": float((predictions(subject.weights, subject.x) == subject.y).mean()),
+        "nominal_accuracy": float((predictions(subject.classifier, subject.x) == subject.y).mean()),
         "rows": [
             {"attack": name, "step_size": size, **row(found[f"{name} {size}"])}
             for name, size in keys

@@ -1,4 +1,4 @@
-"""Small datasets in the published layout, written by the tests themselves."""
+"""Small datasets in the published layout of MNIST, on disk."""
 
 import gzip
 from collections.abc import Callable
@@ -7,12 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-
-NAMES = {
-    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
-    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
-}
-SIZES = {"train": 37, "test": 23}
+from layouts import idx, write_folder
 
 
 class Source(NamedTuple):
@@ -23,30 +18,15 @@ class Source(NamedTuple):
     labels: dict[str, np.ndarray]
 
 
-def idx_bytes(array: np.ndarray) -> bytes:
-    """Write a uint8 array as the specification says: two zeros, type, axes, sizes, entries."""
-    header = bytes([0, 0, 8, array.ndim])
-    return header + b"".join(size.to_bytes(4, "big") for size in array.shape) + array.tobytes()
-
-
 @pytest.fixture
 def write_source(tmp_path: Path) -> Callable[..., Source]:
     """Return a function that writes a source folder of random digits, packed or plain."""
 
     def write(packed: bool = True) -> Source:
-        rng = np.random.default_rng(0)
-        folder = tmp_path / "source"
-        folder.mkdir()
-        images, labels = {}, {}
-        for split, size in SIZES.items():
-            images[split] = rng.integers(0, 256, (size, 28, 28), np.uint8)
-            labels[split] = rng.integers(0, 10, size, np.uint8)
-            for name, array in zip(NAMES[split], (images[split], labels[split]), strict=True):
-                if packed:
-                    (folder / f"{name}.gz").write_bytes(gzip.compress(idx_bytes(array)))
-                else:
-                    (folder / name).write_bytes(idx_bytes(array))
-        return Source(folder, images, labels)
+        content, images, labels = idx()
+        if not packed:
+            content = {name[:-3]: gzip.decompress(data) for name, data in content.items()}
+        return Source(write_folder(content, tmp_path / "source"), images, labels)
 
     return write
 

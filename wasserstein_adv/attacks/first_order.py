@@ -64,11 +64,13 @@ class FirstOrderAttack(NamedTuple):
     result: Callable[[AttackState], AttackResult]
     restarts: int
 
-    def __call__(self, key: PRNGKeyArray, logits_fn: LogitsFn, x: Array, y: Array) -> AttackResult:
+    def __call__(
+        self, key: PRNGKeyArray | Key[Array, "n"], logits_fn: LogitsFn, x: Array, y: Array
+    ) -> AttackResult:
         """Attack n images: traceable under jit, vmap, pmap.
 
         Args:
-          key: random key; image i uses `fold_in(key, i)`.
+          key: random key, of which image i uses `fold_in(key, i)`; or n keys, one per image.
           logits_fn: the model. Gradients stop here: a loss may call the attack on a model whose
             parameters it differentiates, and gets no gradient through the images.
           x: (n, h, w, c) clean images in [0, 1].
@@ -78,13 +80,19 @@ class FirstOrderAttack(NamedTuple):
           InputError: shapes that do not agree.
         """
         check_batch(x, y)
+        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        one_for_all = key.ndim == (0 if typed else 1)
+
+        def keys_of(restart: int | Array) -> Key[Array, "n"]:
+            if one_for_all:
+                return image_keys(jax.random.fold_in(key, restart), jnp.arange(x.shape[0]))
+            return jax.vmap(jax.random.fold_in, in_axes=(0, None))(key, restart)
 
         def attempt(restart: int | Array) -> AttackState:
-            keys = image_keys(jax.random.fold_in(key, restart), jnp.arange(x.shape[0]))
             return jax.lax.while_loop(
                 lambda state: jnp.any(self.unsettled(state)),
                 lambda state: self.step(logits_fn, x, y, state),
-                self.init(keys, logits_fn, x, y),
+                self.init(keys_of(restart), logits_fn, x, y),
             )
 
         state = jax.lax.fori_loop(

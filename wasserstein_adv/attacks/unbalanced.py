@@ -124,6 +124,8 @@ class UnbalancedProtocol(NamedTuple):
 
 PAPER = UnbalancedProtocol()
 """Section V of the paper: no mass is transported at these settings."""
+TRAINING = PAPER._replace(steps=20)
+"""Adversarial training: section V.A."""
 TRANSPORT = UnbalancedProtocol(step_size=0.05, iterations=100, tau=0.3, scale=0.2)
 """Settings at which most of what the attack changes has been moved, not deleted and created."""
 

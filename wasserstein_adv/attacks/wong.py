@@ -45,7 +45,11 @@ CIFAR10_TRAINING = WongProtocol(start=0.01, factor=1.5, every=5, steps=50, reg=3
 
 
 def wong(
-    grid_size: tuple[int, int], protocol: WongProtocol = MNIST, **first_order_options
+    grid_size: tuple[int, int],
+    protocol: WongProtocol = MNIST,
+    *,
+    max_iterations: int = 300,
+    **first_order_options,
 ) -> FirstOrderAttack:
     """Signed gradient steps projected on a Wasserstein ball that grows until the image is fooled.
 
@@ -55,6 +59,8 @@ def wong(
     Args:
       grid_size: (H, W) of the images.
       protocol: the settings, `MNIST` by default.
+      max_iterations: of one projection. Its point is in the ball after any number, and it starts
+        from the duals of the one before, so that training gets by with few.
       **first_order_options: `objective`, `keep`, `targeted`, `random_start`, `restarts` as for
         `first_order`.
 
@@ -67,7 +73,7 @@ def wong(
         raise InputError(f"every must be 1 or more, got {protocol.every}")
     geometry = local_grid(grid_size, euclidean_power(protocol.p), protocol.window)
     return first_order(
-        wasserstein_ball(geometry, protocol.reg),
+        wasserstein_ball(geometry, protocol.reg, max_iterations=max_iterations),
         pgd(sign(protocol.step_size)),
         radius=growing(protocol.start, protocol.factor, protocol.every),
         steps=protocol.steps,

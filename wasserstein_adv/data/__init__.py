@@ -1,19 +1,42 @@
-"""Datasets: which there are, and how to prepare and load them.
+"""Datasets: which there are, how to prepare and load them, and how to feed them to training.
 
 Importing this package imports neither tensorflow_datasets nor mlxtend, and nothing in it ever needs
 TensorFlow.
 """
 
+from wasserstein_adv.data.augment import random_crop, random_flip
+from wasserstein_adv.data.batches import batch_indices, prefetch
 from wasserstein_adv.data.prepared import prepare, split_sizes
-from wasserstein_adv.data.sources import NAMES, SPLITS, Dataset, available, load, resolve
+from wasserstein_adv.data.recipes import Spec
+from wasserstein_adv.data.sources import (
+    NAMES,
+    SPLITS,
+    Dataset,
+    RawDataset,
+    available,
+    class_names,
+    describe,
+    load,
+    read,
+    resolve,
+)
 
 __all__ = [
     "NAMES",
     "SPLITS",
     "Dataset",
+    "RawDataset",
+    "Spec",
     "available",
+    "batch_indices",
+    "class_names",
+    "describe",
     "load",
+    "prefetch",
     "prepare",
+    "random_crop",
+    "random_flip",
+    "read",
     "resolve",
     "split_sizes",
 ]

@@ -5,52 +5,34 @@ import, and the library itself does not require them.
 """
 
 import contextlib
-import importlib
 import io
 import os
 import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, UInt8
 
+from wasserstein_adv.data.download import fetch
+from wasserstein_adv.data.images import decode_png
+from wasserstein_adv.data.published import Published
+from wasserstein_adv.data.recipes import RECIPES, Recipe, open_published
 from wasserstein_adv.errors import InputError
 
+_VERSION = "1.0.0"
 _FILE_FORMAT = "array_record"  # the one that TFDS reads at random without TensorFlow
 _ABANDONED_AFTER_S = 3600
+_CHUNK = 1000  # records read at once
 
-
-class Recipe(NamedTuple):
-    """How one dataset is made.
-
-    Attributes:
-        dataset: TFDS's name for it, which is its folder in the data directory.
-        version: its version, which is the folder inside.
-        module: module with its builder, whose class takes `source` besides TFDS's own arguments.
-        builder: the builder's name in that module.
-    """
-
-    dataset: str
-    version: str
-    module: str
-    builder: str
-
-
-RECIPES = {
-    "mnist": Recipe("wasserstein_mnist", "1.0.0", "wasserstein_adv.data.mnist", "WassersteinMnist"),
-    "fashion_mnist": Recipe(
-        "wasserstein_fashion_mnist",
-        "1.0.0",
-        "wasserstein_adv.data.mnist",
-        "WassersteinFashionMnist",
-    ),
-}
+# Called now and then with how many images are done, and of how many. What it prints to `sys.stderr`
+# during a preparation is swallowed with what TFDS prints.
+Progress = Callable[[int, int], None]
 
 
 def default_data_dir() -> Path:
@@ -66,16 +48,15 @@ def prepared_dir(name: str, data_dir: Path | None = None) -> Path:
         data_dir: TFDS data directory; None means `default_data_dir()`.
 
     Returns:
-        `data_dir/dataset/version`.
+        `data_dir/DATASET/VERSION`.
 
     Raises:
         InputError: the name is not known.
     """
     if name not in RECIPES:
         raise InputError(f"dataset {name!r} cannot be prepared, expected one of {_listed(RECIPES)}")
-    recipe = RECIPES[name]
     root = default_data_dir() if data_dir is None else data_dir.expanduser()
-    return root / recipe.dataset / recipe.version
+    return root / RECIPES[name].dataset / _VERSION
 
 
 def is_prepared(name: str, data_dir: Path | None = None) -> bool:
@@ -86,18 +67,23 @@ def is_prepared(name: str, data_dir: Path | None = None) -> bool:
 
 
 def prepare(
-    name: str, source: Path | None = None, data_dir: Path | None = None
+    name: str,
+    source: Path | None = None,
+    data_dir: Path | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Path, bool]:
     """Prepare a dataset, unless it is prepared already.
 
-    What is not valid is refused before anything is written, and the dataset appears in one step:
-    a failure leaves nothing behind, a kill at most a folder `incomplete.*`, which never counts as
-    the dataset and which a later call removes once it is an hour old.
+    Everything but the image files is checked before anything is written. The dataset appears in one
+    step: a failure leaves nothing behind, a kill at most a folder `incomplete.*`, which never
+    counts as the dataset and which a later call removes once it is an hour old.
 
     Args:
         name: one of `RECIPES`.
-        source: folder with the published files; None downloads them.
+        source: folder or archive (tar, gzipped tar, zip) with the published files, see
+            `open_published`; None downloads them.
         data_dir: TFDS data directory; None means `default_data_dir()`.
+        progress: called with the number of images written, and of all.
 
     Returns:
         The dataset's folder, and whether this call made it.
@@ -112,9 +98,11 @@ def prepare(
         return folder, False
     if folder.exists():
         raise InputError(f"{folder} is there but is not a complete dataset: remove it first")
-    new_folders = [parent for parent in folder.parents if not parent.exists()]
     try:
-        _build(RECIPES[name], source, folder)
+        with contextlib.ExitStack() as stack:
+            place = stack.enter_context(_downloaded(name)) if source is None else source
+            published = stack.enter_context(open_published(name, place.expanduser()))
+            _build(RECIPES[name], published, folder, progress)
     except OSError as error:
         if is_prepared(name, data_dir):  # another process was faster
             return folder, False
@@ -123,11 +111,6 @@ def prepare(
         if source is not None:
             raise
         raise InputError(f"{missing_message(name, data_dir)}; {error}") from error
-    finally:
-        # TFDS makes them even for a dataset that then fails; one with something in it stays.
-        for parent in new_folders:
-            with contextlib.suppress(OSError):
-                parent.rmdir()
     return folder, True
 
 
@@ -164,8 +147,23 @@ def split_sizes(folder: Path) -> dict[str, int]:
     return {name: split.num_examples for name, split in _open(folder).info.splits.items()}
 
 
+def prepared_classes(folder: Path) -> tuple[str, ...]:
+    """Return the names of a prepared dataset's classes, by number.
+
+    Args:
+        folder: the dataset's folder, as `prepare` returns it.
+
+    Returns:
+        The names.
+
+    Raises:
+        InputError: the folder holds no dataset that can be read.
+    """
+    return tuple(_open(folder).info.features["label"].names)
+
+
 def read_prepared(
-    folder: Path, split: str
+    folder: Path, split: str, progress: Progress | None = None
 ) -> tuple[UInt8[np.ndarray, "n h w c"], Int32[np.ndarray, "n"]]:
     """Read one split of a prepared dataset whole.
 
@@ -173,6 +171,7 @@ def read_prepared(
         folder: the dataset's folder, as `prepare` returns it. Its features are `image`, of one
             fixed shape, and `label`.
         split: name of the split.
+        progress: called with the number of images decoded, and of all.
 
     Returns:
         The images, uint8 (N, H, W, C), and the labels, int32 (N,), in the dataset's order.
@@ -186,49 +185,68 @@ def read_prepared(
         raise InputError(
             f"{folder} has no split {split!r}, expected one of {_listed(builder.info.splits)}"
         )
+    shape = builder.info.features["image"].shape
     try:
         # Raw records: TFDS's own decoding takes twice as long.
         source = builder.as_data_source(
             split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
         )
-        records = source.__getitems__(range(len(source)))
-        return _decode(records, builder.info.features["image"].shape)
+        count = len(source)
+        images, labels = np.empty((count, *shape), np.uint8), np.empty(count, np.int32)
+        for start in range(0, count, _CHUNK):
+            positions = range(start, min(start + _CHUNK, count))
+            for position, record in zip(positions, source.__getitems__(positions), strict=True):
+                images[position], labels[position] = _decode(record, shape)
+            if progress is not None:
+                progress(positions.stop, count)
     # array_record reports damage by any of these, protobuf by its own kind of ValueError.
-    except (ValueError, IndexError, RuntimeError, OSError) as error:
+    except (ValueError, IndexError, RuntimeError, OSError, SyntaxError) as error:
         raise InputError(
             f"{folder}: damaged ({_one_line(error)}), remove it and prepare it again"
         ) from error
-
-
-def _decode(
-    records: list[bytes], shape: tuple[int, int, int]
-) -> tuple[UInt8[np.ndarray, "n h w c"], Int32[np.ndarray, "n"]]:
-    """Decode serialized examples with an encoded `image` of the given shape and a `label`."""
-    from PIL import Image
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    images = np.empty((len(records), *shape), np.uint8)
-    labels = np.empty(len(records), np.int32)
-    for i, record in enumerate(records):
-        feature = tf_example_pb2.Example.FromString(record).features.feature
-        encoded = feature["image"].bytes_list.value[0]
-        # Threads do not help: at this size nearly all of the time is spent in Python.
-        images[i] = np.asarray(Image.open(io.BytesIO(encoded))).reshape(shape)
-        labels[i] = feature["label"].int64_list.value[0]
     return images, labels
 
 
-def _build(recipe: Recipe, source: Path | None, folder: Path) -> None:
+def _decode(record: bytes, shape: tuple[int, int, int]) -> tuple[UInt8[np.ndarray, "h w c"], int]:
+    """Decode a serialized example with an encoded `image` of the given shape and a `label`."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    feature = tf_example_pb2.Example.FromString(record).features.feature
+    image = decode_png(feature["image"].bytes_list.value[0], shape)
+    return image, feature["label"].int64_list.value[0]
+
+
+@contextlib.contextmanager
+def _downloaded(name: str) -> Iterator[Path]:
+    """A temporary folder with a dataset's published files."""
+    with tempfile.TemporaryDirectory() as folder:
+        for download in RECIPES[name].downloads:
+            fetch(download, Path(folder))
+        yield Path(folder)
+
+
+def _build(recipe: Recipe, published: Published, folder: Path, progress: Progress | None) -> None:
     """Make a dataset in `folder`, which must not exist."""
-    tfds = _import_tfds()
-    builder_class = getattr(importlib.import_module(recipe.module), recipe.builder)
-    builder = builder_class(source=source, data_dir=folder.parent.parent, file_format=_FILE_FORMAT)
+    _import_tfds()
+    from wasserstein_adv.data.builders import PublishedBuilder
+
+    new_folders = [parent for parent in folder.parents if not parent.exists()]
+    builder = PublishedBuilder(
+        recipe=recipe,
+        published=published,
+        progress=progress,
+        data_dir=folder.parent.parent,
+        file_format=_FILE_FORMAT,
+    )
     _remove_abandoned(folder)
-    with _silence(), tempfile.TemporaryDirectory() as downloads:
-        builder.download_and_prepare(
-            download_dir=downloads,
-            download_config=tfds.download.DownloadConfig(force_checksums_validation=True),
-        )
+    try:
+        with _silence(), tempfile.TemporaryDirectory() as unused:
+            builder.download_and_prepare(download_dir=unused)
+    finally:
+        # TFDS makes them even for a dataset that then fails; one with something in it stays.
+        for parent in new_folders:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
 
 
 def _remove_abandoned(folder: Path) -> None:

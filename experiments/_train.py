@@ -1,0 +1,495 @@
+"""The command that trains a classifier, whatever the dataset and the defence."""
+
+import contextlib
+import dataclasses
+import json
+import shlex
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+from rich.table import Table
+
+from experiments._attacks import check_count, check_positive
+from experiments._checkpoints import load_checkpoint, save_checkpoint
+from experiments._cli import Terminated, use_all_cores
+from experiments._report import run_environment, write_json_atomic
+from experiments._runs import RunFolder, claim, default_folder, finish, stored_results
+from experiments._training import (
+    STANDARD,
+    Hooks,
+    Meter,
+    Recipe,
+    Stopped,
+    accuracy,
+    check_recipe,
+    initial_state,
+    learning_rates,
+    loading_bar,
+    progress_bar,
+    steps_of,
+    train,
+)
+from experiments._weights import (
+    MODEL_NAME,
+    STANDARD_MODEL,
+    WEIGHTS,
+    ModelName,
+    build_model,
+    load_weights,
+    save,
+)
+from wasserstein_adv import parallel
+from wasserstein_adv.attacks.unbalanced import TRAINING
+from wasserstein_adv.attacks.wong import CIFAR10_TRAINING, MNIST_TRAINING
+from wasserstein_adv.data import RawDataset, describe, read, resolve
+from wasserstein_adv.defenses import (
+    LINF_CIFAR10,
+    LINF_MNIST,
+    Defense,
+    linf_training,
+    plain,
+    unbalanced_training,
+    wong_training,
+)
+from wasserstein_adv.errors import InputError
+from wasserstein_adv.models import MODELS
+from wasserstein_adv.training import Measures, TrainState
+
+DefenseName = Literal["plain", "pgd", "wong", "unbalanced"]
+
+_CHECKPOINTS = "checkpoints"
+_METRICS = "metrics.jsonl"
+_RECORD_EVERY = 50  # steps; and after the last of every epoch
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What can be chosen of a training; the rest is the standard of dataset and defence."""
+
+    data: str = "auto"
+    """The dataset."""
+
+    data_dir: Path | None = None
+    """TFDS data directory. By default $TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
+
+    defense: DefenseName = "plain"
+    """What to train against. plain: nothing. pgd (Madry et al. 2018): signed steps in an ℓ∞ ball.
+    wong (Wong et al. 2019): a Wasserstein ball that grows, image by image, until the network errs.
+    unbalanced (Subramanyam): clean images, and answers to unbalanced-transport attacks kept near
+    those to clean ones."""
+
+    model: ModelName | None = None
+    """The network. By default the one that the papers use with the dataset."""
+
+    init: Path | None = None
+    """Weights to start from, as --checkpoint of the attack commands takes them; by default random
+    ones."""
+
+    epochs: int | None = None
+    """Passes over the training images."""
+
+    learning_rate: float | None = None
+    """The highest learning rate."""
+
+    schedule: Literal["one-cycle", "drop", "constant"] | None = None
+    """The rate over time: up and down along a cosine; divided by ten half-way; constant."""
+
+    batch_size: int | None = None
+    """Images in a batch, over all devices of all processes."""
+
+    attack_steps: int | None = None
+    """Gradient steps of the defence's attack, at most."""
+
+    num_images: int | None = None
+    """How many training images to use, from the first; by default all."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What convolutions compute in; weights are float32 always. auto: bfloat16 for residual
+    networks on a GPU or TPU, else float32."""
+
+    seed: int = 0
+    """Seed of the first weights, the order of the images, their changes and the attacks."""
+
+    checkpoint_every: float = 120.0
+    """Seconds between two checkpoints."""
+
+    host_devices: int | None = None
+    """CPU devices; by default one per core."""
+
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where several processes train together; on TPU pods and under SLURM
+    `auto`."""
+
+    num_processes: int | None = None
+    """Processes that train together, with --coordinator HOST:PORT,"""
+
+    process_id: int | None = None
+    """and which of them this is, from 0."""
+
+    out: Path | None = None
+    """Folder of the run; by default one under runs/ named after the settings. A run that was
+    interrupted, in whatever way, goes on where it stopped; a finished one is shown again."""
+
+
+class Plan(NamedTuple):
+    """A dataset's recipe under a defence."""
+
+    recipe: Recipe
+    protocol: Any
+    """The settings of the defence's attack; None without one."""
+
+
+_WONG = Recipe(20, 0.1, "sgd", "drop")
+
+
+def plan_of(data: str, defense: DefenseName) -> Plan:
+    """The papers' recipe for a dataset and a defence, where they give one.
+
+    Wong et al., appendix B: SGD at 0.1, later 0.01, in batches of 128. Subramanyam, section V.A:
+    SGD at 0.01 for 40 epochs on MNIST, at 0.0003 for 60 on Fashion-MNIST, Adam at 0.0001 for 50 on
+    Tiny ImageNet, with 2 steps of the attack there. Where a paper names no recipe, as the latter
+    for CIFAR-10, it is that of MNIST; ℓ∞ training has the dataset's own.
+    """
+    standard, colour = STANDARD[data], describe(data).image_shape[-1] == 3
+    changes = {"padding": standard.padding, "flip": standard.flip}
+    if defense == "plain":
+        return Plan(standard, None)
+    if defense == "pgd":
+        return Plan(standard, LINF_CIFAR10 if colour else LINF_MNIST)
+    if defense == "wong":
+        recipe = dataclasses.replace(_WONG, **(changes if colour else {}))
+        return Plan(recipe, CIFAR10_TRAINING if colour else MNIST_TRAINING)
+    protocol = TRAINING._replace(steps=2) if data == "tiny_imagenet" else TRAINING
+    recipe = {
+        "fashion_mnist": Recipe(60, 3e-4, "sgd", "constant"),
+        "tiny_imagenet": Recipe(50, 1e-4, "adam", "constant", **changes),
+    }.get(data, Recipe(40, 0.01, "sgd", "constant", **(changes if colour else {})))
+    return Plan(recipe, protocol)
+
+
+def defense_of(name: DefenseName, grid_size: tuple[int, int], protocol: Any) -> Defense:
+    """A defence by its name, with the settings of its attack."""
+    if name == "plain":
+        return plain()
+    if name == "pgd":
+        return linf_training(protocol)
+    build = wong_training if name == "wong" else unbalanced_training
+    return build(grid_size, protocol)
+
+
+def run_training(config: TrainOptions, command: str) -> None:
+    """Train, and leave weights, metrics and results in the run's folder.
+
+    Args:
+        config: the command's options.
+        command: its name, without the package.
+
+    Raises:
+        InputError: an option is out of range; data, weights or folder cannot be used.
+        Terminated: SIGTERM or Ctrl-C came; where the training was is saved.
+    """
+    _join(config)
+    name = resolve(config.data, config.data_dir)
+    recipe, protocol = _chosen(name, config)
+    first = jax.process_index() == 0
+    console = Console(quiet=not first)
+    model_name = config.model or STANDARD_MODEL[name]
+    dtype = _precision(config.precision, model_name)
+    model = build_model(model_name, name, dtype=dtype, axis_name=parallel.AXIS)
+    start = None if config.init is None else load_weights(config.init, name, model_name).variables
+
+    training = _loaded(name, "train", config, console)
+    if config.num_images is not None:
+        if config.num_images > len(training.labels):
+            raise InputError(
+                f"--num-images {config.num_images}: {name} has {len(training.labels):,}"
+            )
+        training = RawDataset(
+            name, training.images[: config.num_images], training.labels[: config.num_images]
+        )
+    test = _loaded(name, "test", config, console)
+    check_recipe(recipe, len(training.labels))
+    settings = {
+        "data": name,
+        "num_images": len(training.labels),
+        "model": model_name,
+        "defense": config.defense,
+        "attack": protocol and protocol._asdict(),
+        "precision": jnp.dtype(dtype).name,
+        "init": config.init and str(config.init),
+        **dataclasses.asdict(recipe),
+    }
+    path = config.out or default_folder(f"train-{config.defense}", settings)
+    folder = claim(path, settings) if first else RunFolder(path, (path / "results.json").is_file())
+    if folder.finished:
+        console.print(results_table(stored_results(folder)))
+        console.print(f"finished before: {folder.path}", highlight=False, soft_wrap=True)
+        return
+    if first:
+        write_json_atomic(folder.path / MODEL_NAME, {"model": model_name})
+
+    defense = defense_of(config.defense, training.images.shape[1:3], protocol)
+    steps = steps_of(recipe, len(training.labels))
+    state = initial_state(model, training.images.shape[1:], recipe, steps, start)
+    state, before = _resumed(folder, state)
+    log = _Log(folder.path, recipe, steps, int(state.step), len(training.labels), console)
+    begun = last_saved = time.perf_counter()
+
+    def save_due(step: int) -> bool:
+        return first and time.perf_counter() - last_saved >= config.checkpoint_every
+
+    def keep(state: TrainState) -> None:
+        nonlocal last_saved
+        if first:
+            about = {
+                "seed": recipe.seed,
+                "epoch": int(state.step) // log.per_epoch,
+                "batch": int(state.step) % log.per_epoch,
+                "devices": jax.device_count(),
+                "seconds": before + time.perf_counter() - begun,
+            }
+            save_checkpoint(folder.path / _CHECKPOINTS, state, about)
+        last_saved = time.perf_counter()
+
+    title = f"{name}, {config.defense}"
+    with _signals() as received, log.open(title if first else None):
+        hooks = Hooks(state, log.after_step, save_due, keep, lambda: bool(received))
+        try:
+            variables = train(model, training, recipe, defense, hooks)
+        except Stopped as stopped:
+            raise Terminated(received[0] if received else signal.SIGTERM) from stopped
+    seconds = before + time.perf_counter() - begun
+
+    results = {
+        "dataset": {"name": name, "training_images": len(training.labels)},
+        "model": model_name,
+        "defense": config.defense,
+        "attack": settings["attack"],
+        "recipe": dataclasses.asdict(recipe),
+        "init": settings["init"],
+        "precision": settings["precision"],
+        "seconds": round(seconds, 1),
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "last": log.last,
+        "accuracy": {
+            "train": accuracy(model, variables, training),
+            "test": accuracy(model, variables, test),
+        },
+        "images": {"train": len(training.labels), "test": len(test.labels)},
+        "environment": run_environment(),
+        "command": shlex.join(["python", "-m", f"experiments.{command}", *sys.argv[1:]]),
+    }
+    if first:
+        # There already in a run that was killed right here: the same weights.
+        shutil.rmtree(folder.path / WEIGHTS, ignore_errors=True)
+        save(folder.path / WEIGHTS, variables)
+        finish(folder, results)
+    console.print(results_table(results))
+    console.print(f"weights: {folder.path}", highlight=False, soft_wrap=True)
+
+
+def _join(config: TrainOptions) -> None:
+    """Set up this process's devices, and join the others."""
+    if config.host_devices is not None:
+        check_count("host_devices", config.host_devices)
+    together = (config.num_processes, config.process_id)
+    if config.coordinator in (None, "auto") and together != (None, None):
+        raise InputError("--num-processes and --process-id need --coordinator HOST:PORT")
+    if config.coordinator not in (None, "auto") and None in together:
+        raise InputError("--coordinator HOST:PORT needs --num-processes and --process-id")
+    use_all_cores(config.host_devices)
+    if config.coordinator is not None:
+        named = {} if config.coordinator == "auto" else {"coordinator_address": config.coordinator}
+        try:
+            jax.distributed.initialize(
+                **named, num_processes=config.num_processes, process_id=config.process_id
+            )
+        except (RuntimeError, ValueError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise InputError(f"--coordinator {config.coordinator}: {reason}") from error
+
+
+def _chosen(name: str, config: TrainOptions) -> Plan:
+    """The papers' recipe with the options that were given in its place, checked."""
+    recipe, protocol = plan_of(name, config.defense)
+    options = ("epochs", "learning_rate", "schedule", "batch_size", "seed")
+    given = {option: getattr(config, option) for option in options}
+    changes = {option: value for option, value in given.items() if value is not None}
+    for option in ("epochs", "batch_size", "attack_steps", "num_images"):
+        if getattr(config, option) is not None:
+            check_count(option, getattr(config, option))
+    if config.learning_rate is not None:
+        check_positive("learning_rate", config.learning_rate)
+    if not config.checkpoint_every >= 0:
+        raise InputError(f"--checkpoint-every must be 0 or more, got {config.checkpoint_every}")
+    if not 0 <= config.seed < 2**32:
+        raise InputError(f"--seed must be from 0 to 2^32 - 1, got {config.seed}")
+    if config.attack_steps is not None:
+        if protocol is None:
+            raise InputError("--attack-steps is not an option of --defense plain")
+        protocol = protocol._replace(steps=config.attack_steps)
+    return Plan(dataclasses.replace(recipe, **changes), protocol)
+
+
+def _precision(name: str, model: str) -> Any:
+    """The type to compute in."""
+    if name != "auto":
+        return jnp.dtype(name)
+    # Small networks spend their time in the attack; CPUs have no fast bfloat16.
+    residual = "axis_name" in MODELS[model].__dataclass_fields__
+    on_cpu = jax.local_devices()[0].platform == "cpu"
+    return jnp.dtype("bfloat16" if residual and not on_cpu else "float32")
+
+
+def _loaded(name: str, split: str, config: TrainOptions, console: Console) -> RawDataset:
+    """A split of the dataset, with a progress bar where it takes long."""
+    with loading_bar(f"reading {name}, {split}", console.quiet) as show:
+        dataset = read(name, split, config.data_dir, progress=show)
+    console.print(f"{split}: {name}, {len(dataset.labels):,} images", highlight=False)
+    return dataset
+
+
+def _resumed(folder: RunFolder, state: TrainState) -> tuple[TrainState, float]:
+    """The state to go on from, and the seconds that it took to come there."""
+    found = load_checkpoint(folder.path / _CHECKPOINTS, state)
+    if found is None:
+        return state, 0.0
+    state, about = found
+    devices = jax.device_count()
+    if about["devices"] != devices and jax.process_index() == 0:
+        print(
+            f"warning: begun on {about['devices']} devices and going on on {devices}: the weights "
+            "will differ in rounding",
+            file=sys.stderr,
+        )
+    return state, about["seconds"]
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """While the block runs, SIGTERM and Ctrl-C are taken note of, in the list; a second Ctrl-C
+    interrupts at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if number == signal.SIGINT and received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Log:
+    """A training's metrics, as JSON lines, for TensorBoard, and on the progress bar."""
+
+    def __init__(
+        self,
+        path: Path,
+        recipe: Recipe,
+        steps: int,
+        begun: int,
+        images: int,
+        console: Console,
+    ) -> None:
+        self.path, self.recipe, self.steps, self.begun = path, recipe, steps, begun
+        self.per_epoch = images // recipe.batch_size
+        self.last: dict[str, Any] = {}
+        self._rate = learning_rates(recipe, steps)
+        self._meter, self._bar_meter = Meter(), Meter()
+        self._shown = 0.0
+
+    @contextlib.contextmanager
+    def open(self, title: str | None) -> Iterator[None]:
+        """While the block runs, write what `after_step` is told; with no title, nothing."""
+        if title is None:
+            self._show = self._lines = self._board = None
+            yield
+            return
+        from tensorboardX import SummaryWriter  # here, because it takes a second to import
+
+        self.last = _drop_lines_after(self.path / _METRICS, self.begun)
+        with contextlib.ExitStack() as stack:
+            self._lines = stack.enter_context((self.path / _METRICS).open("a", encoding="utf-8"))
+            self._board = SummaryWriter(
+                str(self.path / "tensorboard"), purge_step=self.begun + 1, flush_secs=10
+            )
+            stack.callback(self._board.close)
+            self._show = stack.enter_context(progress_bar(title, self.steps, self.begun))
+            yield
+
+    def after_step(self, step: int, measures: Measures, waited: float) -> None:
+        """Take in a step, as `Hooks` has it."""
+        if self._lines is None:
+            return
+        size = self.recipe.batch_size
+        self._meter.add(measures, waited, size)
+        self._bar_meter.add(measures, waited, size)
+        now = time.perf_counter()
+        if now - self._shown > 0.5 or step == self.steps:
+            self._shown = now
+            self._show(step, self._bar_meter.read())
+        if step % _RECORD_EVERY == 0 or step % self.per_epoch == 0 or step == self.steps:
+            self._record(step)
+
+    def _record(self, step: int) -> None:
+        found = self._meter.read()
+        epoch = step / self.per_epoch
+        rate = float(self._rate(step - 1))
+        self.last = {"step": step, "epoch": round(epoch, 4), "learning_rate": rate, **found}
+        self._lines.write(json.dumps(self.last) + "\n")
+        self._lines.flush()
+        for name, value in {**found, "learning_rate": rate}.items():
+            if value is not None:
+                self._board.add_scalar(name, value, step)
+
+
+def _drop_lines_after(path: Path, step: int) -> dict[str, Any]:
+    """Take from a file of metrics what a run that goes on from `step` will write anew; return the
+    last line that stays."""
+    lines = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in path.read_text("utf-8").splitlines():
+            try:
+                found = json.loads(line)
+            except ValueError:  # the end of a line that a kill cut off
+                continue
+            if found["step"] <= step:
+                lines.append(line)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    partial.replace(path)
+    return json.loads(lines[-1]) if lines else {}
+
+
+def results_table(results: Mapping[str, Any]) -> Table:
+    """Lay out a training's results for the terminal."""
+    recipe = results["recipe"]
+    table = Table(
+        title=f"{results['model']} on {results['dataset']['name']}, defence {results['defense']}, "
+        f"{recipe['epochs']} epochs in {results['seconds']:,.0f} s"
+    )
+    table.add_column("split")
+    table.add_column("images", justify="right")
+    table.add_column("accuracy", justify="right")
+    for split, share in results["accuracy"].items():
+        table.add_row(split, f"{results['images'][split]:,}", f"{share:.2%}")
+    last = results["last"]
+    if last.get("adversarial_accuracy") is not None:
+        share = last["adversarial_accuracy"]
+        table.add_row("train, under the attack", "last steps", f"{share:.2%}")
+    return table

@@ -1,0 +1,38 @@
+"""Train a classifier of CIFAR-10's photographs, with or without a defence.
+
+python -m experiments.train_cifar10 --defense wong
+"""
+
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+from experiments._cli import run_command
+from experiments._train import TrainOptions, run_training
+
+
+@dataclass(frozen=True)
+class TrainCifar10Config(TrainOptions):
+    """Train a ResNet-18 on CIFAR-10, to be attacked by the other commands.
+
+    As train_mnist, but for the dataset and its network.
+    """
+
+    data: Literal["cifar10"] = "cifar10"
+    """The dataset; downloaded and prepared where it is not."""
+
+
+def main(config: TrainCifar10Config) -> None:
+    """Train, and leave weights, metrics and results in the run's folder.
+
+    Args:
+        config: the command's options.
+
+    Raises:
+        InputError: as `run_training`.
+    """
+    run_training(config, "train_cifar10")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, TrainCifar10Config))

@@ -1,0 +1,38 @@
+"""Train a classifier of Fashion-MNIST's clothes, with or without a defence.
+
+python -m experiments.train_fashion_mnist --defense wong
+"""
+
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+from experiments._cli import run_command
+from experiments._train import TrainOptions, run_training
+
+
+@dataclass(frozen=True)
+class TrainFashionMnistConfig(TrainOptions):
+    """Train the network of Wong & Kolter on Fashion-MNIST, to be attacked by the other commands.
+
+    As train_mnist, but for the dataset and its network.
+    """
+
+    data: Literal["fashion_mnist"] = "fashion_mnist"
+    """The dataset; downloaded and prepared where it is not."""
+
+
+def main(config: TrainFashionMnistConfig) -> None:
+    """Train, and leave weights, metrics and results in the run's folder.
+
+    Args:
+        config: the command's options.
+
+    Raises:
+        InputError: as `run_training`.
+    """
+    run_training(config, "train_fashion_mnist")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, TrainFashionMnistConfig))

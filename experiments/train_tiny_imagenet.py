@@ -1,0 +1,38 @@
+"""Train a classifier of Tiny ImageNet's photographs, with or without a defence.
+
+python -m experiments.train_tiny_imagenet --defense wong
+"""
+
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+from experiments._cli import run_command
+from experiments._train import TrainOptions, run_training
+
+
+@dataclass(frozen=True)
+class TrainTinyImagenetConfig(TrainOptions):
+    """Train a ResNet-50 on Tiny ImageNet, to be attacked by the other commands.
+
+    As train_mnist, but for the dataset and its network.
+    """
+
+    data: Literal["tiny_imagenet"] = "tiny_imagenet"
+    """The dataset, which prepare_data makes from its published archive."""
+
+
+def main(config: TrainTinyImagenetConfig) -> None:
+    """Train, and leave weights, metrics and results in the run's folder.
+
+    Args:
+        config: the command's options.
+
+    Raises:
+        InputError: as `run_training`.
+    """
+    run_training(config, "train_tiny_imagenet")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, TrainTinyImagenetConfig))
