@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -62,13 +62,14 @@ from wasserstein_adv.defenses import (
 )
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.models import MODELS
-from wasserstein_adv.training import Measures, TrainState
+from wasserstein_adv.training import Measures, TrainState, Variables
 
 DefenseName = Literal["plain", "pgd", "wong", "unbalanced"]
 
 _CHECKPOINTS = "checkpoints"
 _METRICS = "metrics.jsonl"
 _RECORD_EVERY = 50  # steps; and after the last of every epoch
+_TESTED = 1000  # test images at most, after every epoch
 
 
 @dataclass(frozen=True)
@@ -260,9 +261,14 @@ def run_training(config: TrainOptions, command: str) -> None:
             save_checkpoint(folder.path / _CHECKPOINTS, state, about)
         last_saved = time.perf_counter()
 
+    few = RawDataset(name, test.images[:_TESTED], test.labels[:_TESTED])
+
+    def after_epoch(step: int, variables: Callable[[], Variables]) -> None:
+        log.after_epoch(step, accuracy(model, variables(), few))
+
     title = f"{name}, {config.defense}"
     with _signals() as received, log.open(title if first else None):
-        hooks = Hooks(state, log.after_step, save_due, keep, lambda: bool(received))
+        hooks = Hooks(state, log.after_step, after_epoch, save_due, keep, lambda: bool(received))
         try:
             variables = train(model, training, recipe, defense, hooks)
         except Stopped as stopped:
@@ -451,17 +457,26 @@ class _Log:
         epoch = step / self.per_epoch
         rate = float(self._rate(step - 1))
         self.last = {"step": step, "epoch": round(epoch, 4), "learning_rate": rate, **found}
-        self._lines.write(json.dumps(self.last) + "\n")
+        self._write(self.last)
+
+    def after_epoch(self, step: int, test_accuracy: float) -> None:
+        """Take in the accuracy on a few test images."""
+        if self._lines is not None:
+            epoch = step / self.per_epoch
+            self._write({"step": step, "epoch": epoch, "test_accuracy": test_accuracy})
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self._lines.write(json.dumps(record) + "\n")
         self._lines.flush()
-        for name, value in {**found, "learning_rate": rate}.items():
-            if value is not None:
-                self._board.add_scalar(name, value, step)
+        for name, value in record.items():
+            if value is not None and name not in ("step", "epoch"):
+                self._board.add_scalar(name, value, record["step"])
 
 
 def _drop_lines_after(path: Path, step: int) -> dict[str, Any]:
     """Take from a file of metrics what a run that goes on from `step` will write anew; return the
-    last line that stays."""
-    lines = []
+    last record of training that stays."""
+    lines, last = [], {}
     with contextlib.suppress(FileNotFoundError):
         for line in path.read_text("utf-8").splitlines():
             try:
@@ -470,10 +485,11 @@ def _drop_lines_after(path: Path, step: int) -> dict[str, Any]:
                 continue
             if found["step"] <= step:
                 lines.append(line)
+                last = found if "loss" in found else last
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text("".join(f"{line}\n" for line in lines), "utf-8")
     partial.replace(path)
-    return json.loads(lines[-1]) if lines else {}
+    return last
 
 
 def results_table(results: Mapping[str, Any]) -> Table:

@@ -103,6 +103,8 @@ class Hooks(NamedTuple):
     """Where to go on from."""
     after_step: Callable[[int, Measures, float], object] = lambda step, measures, waited: None
     """(steps taken, measures that may not be there yet, seconds that the step waited for input)."""
+    after_epoch: Callable[[int, Callable[[], Variables]], object] = lambda step, variables: None
+    """(steps taken, how to get the variables as they are)."""
     save_due: Callable[[int], bool] = lambda step: False
     """steps taken ↦ whether `save` is to be called."""
     save: Callable[[TrainState], object] = lambda state: None
@@ -168,6 +170,8 @@ def train(
         for step, (batch, waited) in enumerate(batches, begun + 1):
             state, measures, stopped = on_devices.step(state, batch, hooks.stop())
             hooks.after_step(step, measures, waited)
+            if step % (count // recipe.batch_size) == 0:
+                hooks.after_epoch(step, lambda at=state: on_devices.get(at).variables)
             # Another process's wish to stop is only looked for where there is another: it waits.
             stopping = bool(stopped) if jax.process_count() > 1 else hooks.stop()
             if step < steps and (stopping or hooks.save_due(step)):

@@ -404,9 +404,7 @@ def _title(results: Mapping[str, Any]) -> str:
 
 def results_table(results: Mapping[str, Any]) -> Table:
     """Lay out the matrix for the terminal: the models' own accuracies, then under each attack."""
-    table = Table(
-        title=_title(results), caption=_NOTE, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False
-    )
+    table = Table(title=_title(results), caption=_NOTE, box=SIMPLE_HEAD, padding=0, show_edge=False)
     table.add_column(no_wrap=True)
     for column in _HEADER[1:]:
         table.add_column(column, justify="right")
@@ -494,24 +492,33 @@ def _plot(path: Path, results: Mapping[str, Any], found: Mapping[tuple[str, str]
         block, column = divmod(number, columns)
         above, below = panels[2 * block : 2 * block + 2, column]
         curves = {name: found[name, attack] for name in results["models"]}
-        steps = parts[0]["steps"]
-        _draw(above, {name: fooled.steps for name, fooled in curves.items()}, (0, steps))
+        steps = {name: fooled.steps for name, fooled in curves.items()}
+        _draw(above, steps, (0.0, 1.03 * last_step(steps.values(), parts[0]["steps"])))
         above.set(xlabel="iterations")
         above.set_title(attack, loc="left", fontsize=11)
         distances = {name: fooled.distance for name, fooled in curves.items()}
-        _draw(below, distances, distance_range(distances.values()), "log")
+        _draw(below, distances, distance_range(distances.values()))
+        _logarithmic(below)
         unit = "pixels" if FAMILIES[attack].ball else "sides of the image"
         below.set(xlabel=f"exact distance W, {unit}")
         if column == 0:
             for axes in (above, below):
                 axes.set(ylabel="accuracy left (%)")
-    figure.suptitle(_title(results), x=0.01, ha="left", fontsize=11)
+    measured = results["settings"]["distance_images"]
+    part = f"; below the first {measured:,}" if measured < results["dataset"]["num_images"] else ""
+    figure.suptitle(_title(results) + part, x=0.01, ha="left", fontsize=11)
     handles, names = panels[0, 0].get_legend_handles_labels()
     figure.legend(
         handles, names, loc="outside lower center", ncols=min(len(names), 2 * columns),
         frameon=False, fontsize=9,
     )  # fmt: skip
     save_figure(figure, path)
+
+
+def last_step(steps: Iterable[Float[np.ndarray, "n"]], most: int) -> int:
+    """Where an axis of iterations may end: where the last image was fooled, if all were."""
+    last = max(float(each.max()) for each in steps)
+    return max(1, int(last)) if np.isfinite(last) else most
 
 
 def distance_range(distances: Iterable[Float[np.ndarray, "m"]]) -> tuple[float, float]:
@@ -528,7 +535,6 @@ def _draw(
     axes: "Axes",
     curves: Mapping[str, Float[np.ndarray, "n"]],
     limits: tuple[float, float],
-    scale: str = "linear",
 ) -> None:
     """Draw the share of images above each value, a curve for each model, with its 95 % band."""
     low, high = limits
@@ -545,10 +551,20 @@ def _draw(
             curve.radius, 100 * curve.accuracy, where="post", label=name, lw=1.6,
             color=COLOURS[colour], ls=_STYLES[style % len(_STYLES)],
         )  # fmt: skip
-    axes.set(xscale=scale, xlim=limits, ylim=(0, 105))
+    axes.set(xlim=limits, ylim=(-2, 105), yticks=range(0, 101, 20))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)
+
+
+def _logarithmic(axes: "Axes") -> None:
+    """Make an axis logarithmic, with plain numbers at 1, 2, 5, 10, ..."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def consistency(attack: FirstOrderAttack, weight: float = 0.9, noise: float = 0.
 
     def loss(logits: Answers, y: Int[Array, "n"]) -> Float[Array, "n"]:
         clean, adversarial = (jax.nn.log_softmax(logits[v]) for v in (CLEAN, ADVERSARIAL))
-        divergence = optax.kl_divergence_with_log_targets(adversarial, clean)
+        divergence = optax.losses.kl_divergence_with_log_targets(adversarial, clean)
         return weight * _cross_entropy(logits[CLEAN], y) + (1.0 - weight) * divergence
 
     return Defense(views, loss)
