@@ -15,12 +15,14 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from experiments._attacks import check_count, check_positive
 from experiments._checkpoints import load_checkpoint, save_checkpoint
 from experiments._cli import Terminated, use_all_cores
+from experiments._evaluation import digest
 from experiments._report import run_environment, write_json_atomic
 from experiments._runs import RunFolder, claim, default_folder, finish, stored_results
 from experiments._training import (
@@ -206,7 +208,7 @@ def run_training(config: TrainOptions, command: str) -> None:
     model_name = config.model or STANDARD_MODEL[name]
     dtype = _precision(config.precision, model_name)
     model = build_model(model_name, name, dtype=dtype, axis_name=parallel.AXIS)
-    start = None if config.init is None else load_weights(config.init, name, model_name).variables
+    start = None if config.init is None else load_weights(config.init, name, model_name)
 
     training = _loaded(name, "train", config, console)
     if config.num_images is not None:
@@ -226,7 +228,7 @@ def run_training(config: TrainOptions, command: str) -> None:
         "defense": config.defense,
         "attack": protocol and protocol._asdict(),
         "precision": jnp.dtype(dtype).name,
-        "init": config.init and str(config.init),
+        "init": start and digest(start),
         **dataclasses.asdict(recipe),
     }
     path = config.out or default_folder(f"train-{config.defense}", settings)
@@ -240,7 +242,8 @@ def run_training(config: TrainOptions, command: str) -> None:
 
     defense = defense_of(config.defense, training.images.shape[1:3], protocol)
     steps = steps_of(recipe, len(training.labels))
-    state = initial_state(model, training.images.shape[1:], recipe, steps, start)
+    begin = start and start.variables
+    state = initial_state(model, training.images.shape[1:], recipe, steps, begin)
     state, before = _resumed(folder, state)
     log = _Log(folder.path, recipe, steps, int(state.step), len(training.labels), console)
     begun = last_saved = time.perf_counter()
@@ -274,7 +277,12 @@ def run_training(config: TrainOptions, command: str) -> None:
         except Stopped as stopped:
             raise Terminated(received[0] if received else signal.SIGTERM) from stopped
     seconds = before + time.perf_counter() - begun
+    if first:
+        # There already in a run that was killed right here: the same weights.
+        shutil.rmtree(folder.path / WEIGHTS, ignore_errors=True)
+        save(folder.path / WEIGHTS, variables)
 
+    some = RawDataset(name, training.images[:_TESTED], training.labels[:_TESTED])
     results = {
         "dataset": {"name": name, "training_images": len(training.labels)},
         "model": model_name,
@@ -288,18 +296,16 @@ def run_training(config: TrainOptions, command: str) -> None:
         "processes": jax.process_count(),
         "last": log.last,
         "accuracy": {
-            "train": accuracy(model, variables, training),
+            "train": accuracy(model, variables, some),
             "test": accuracy(model, variables, test),
         },
-        "images": {"train": len(training.labels), "test": len(test.labels)},
+        "images": {"train": len(some.labels), "test": len(test.labels)},
         "environment": run_environment(),
         "command": shlex.join(["python", "-m", f"experiments.{command}", *sys.argv[1:]]),
     }
     if first:
-        # There already in a run that was killed right here: the same weights.
-        shutil.rmtree(folder.path / WEIGHTS, ignore_errors=True)
-        save(folder.path / WEIGHTS, variables)
         finish(folder, results)
+        shutil.rmtree(folder.path / _CHECKPOINTS, ignore_errors=True)
     console.print(results_table(results))
     console.print(f"weights: {folder.path}", highlight=False, soft_wrap=True)
 
@@ -418,12 +424,12 @@ class _Log:
         self._rate = learning_rates(recipe, steps)
         self._meter, self._bar_meter = Meter(), Meter()
         self._shown = 0.0
+        self._show = self._lines = self._board = None
 
     @contextlib.contextmanager
     def open(self, title: str | None) -> Iterator[None]:
         """While the block runs, write what `after_step` is told; with no title, nothing."""
         if title is None:
-            self._show = self._lines = self._board = None
             yield
             return
         from tensorboardX import SummaryWriter  # here, because it takes a second to import
@@ -439,21 +445,25 @@ class _Log:
             yield
 
     def after_step(self, step: int, measures: Measures, waited: float) -> None:
-        """Take in a step, as `Hooks` has it."""
-        if self._lines is None:
-            return
+        """Take in a step, as `Hooks` has it.
+
+        Raises:
+            InputError: the loss is not finite any more.
+        """
         size = self.recipe.batch_size
         self._meter.add(measures, waited, size)
-        self._bar_meter.add(measures, waited, size)
-        now = time.perf_counter()
-        if now - self._shown > 0.5 or step == self.steps:
-            self._shown = now
-            self._show(step, self._bar_meter.read())
+        if self._show is not None:
+            self._bar_meter.add(measures, waited, size)
+            if time.perf_counter() - self._shown > 0.5 or step == self.steps:
+                self._shown = time.perf_counter()
+                self._show(step, self._bar_meter.read())
         if step % _RECORD_EVERY == 0 or step % self.per_epoch == 0 or step == self.steps:
             self._record(step)
 
     def _record(self, step: int) -> None:
         found = self._meter.read()
+        if not np.isfinite(found["loss"]):
+            raise InputError(f"the loss is {found['loss']} at step {step}: lower --learning-rate")
         epoch = step / self.per_epoch
         rate = float(self._rate(step - 1))
         self.last = {"step": step, "epoch": round(epoch, 4), "learning_rate": rate, **found}
@@ -461,11 +471,12 @@ class _Log:
 
     def after_epoch(self, step: int, test_accuracy: float) -> None:
         """Take in the accuracy on a few test images."""
-        if self._lines is not None:
-            epoch = step / self.per_epoch
-            self._write({"step": step, "epoch": epoch, "test_accuracy": test_accuracy})
+        epoch = step / self.per_epoch
+        self._write({"step": step, "epoch": epoch, "test_accuracy": test_accuracy})
 
     def _write(self, record: dict[str, Any]) -> None:
+        if self._lines is None:
+            return
         self._lines.write(json.dumps(record) + "\n")
         self._lines.flush()
         for name, value in record.items():

@@ -333,7 +333,7 @@ def progress_bar(title: str, steps: int, begun: int = 0) -> Iterator[Callable[..
 
 @contextlib.contextmanager
 def loading_bar(title: str, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """Show on stderr how much of a dataset has been read while the block runs.
+    """Show on the terminal how much of a dataset has been read while the block runs.
 
     Args:
         title: What stands before the bar.
@@ -342,8 +342,10 @@ def loading_bar(title: str, quiet: bool = False) -> Iterator[Callable[[int, int]
     Yields:
         (images done, of how many) ↦ None.
     """
+    console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True, quiet=quiet), transient=True) as bar:
+    disable = quiet or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=disable) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

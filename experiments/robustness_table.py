@@ -202,7 +202,7 @@ def named_paths(checkpoints: Sequence[str]) -> dict[str, Path]:
 
     Raises:
         InputError: a name or a path is empty; a name begins with something else than a letter or a
-            digit, or has more in it than these, blanks and -_.+; or two are alike, as files are
+            digit, or has more in it than these, blanks and -_.+=; or two are alike, as files are
             called after them.
     """
     found: dict[str, Path] = {}
@@ -215,9 +215,9 @@ def named_paths(checkpoints: Sequence[str]) -> dict[str, Path]:
         name = name.strip()
         if not path or not name:
             raise InputError(f"--checkpoints must be NAME=PATH or PATH, got {text!r}")
-        if not re.fullmatch(r"[^\W_][\w .+-]*", name):
+        if not re.fullmatch(r"[^\W_][\w .=+-]*", name):
             raise InputError(
-                f"--checkpoints: {name!r} cannot be a name: letters, digits, blanks, -_.+"
+                f"--checkpoints: {name!r} cannot be a name: letters, digits, blanks, -_.+="
             )
         if (file := file_name(name).casefold()) in files:
             raise InputError(f"--checkpoints must all have different names, got {name!r} again")
@@ -505,7 +505,11 @@ def _plot(path: Path, results: Mapping[str, Any], found: Mapping[tuple[str, str]
             for axes in (above, below):
                 axes.set(ylabel="accuracy left (%)")
     measured = results["settings"]["distance_images"]
-    part = f"; below the first {measured:,}" if measured < results["dataset"]["num_images"] else ""
+    part = (
+        f"; distances of the first {measured:,}"
+        if measured < results["dataset"]["num_images"]
+        else ""
+    )
     figure.suptitle(_title(results) + part, x=0.01, ha="left", fontsize=11)
     handles, names = panels[0, 0].get_legend_handles_labels()
     figure.legend(
@@ -558,11 +562,14 @@ def _draw(
 
 
 def _logarithmic(axes: "Axes") -> None:
-    """Make an axis logarithmic, with plain numbers at 1, 2, 5, 10, ..."""
+    """Make an axis logarithmic, with plain numbers at 1, 2, 5, 10, ..., if long 1, 3, 10."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+    low, high = axes.get_xlim()
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_locator(
+        LogLocator(subs=(1.0, 3.0) if high > 40 * low else (1.0, 2.0, 5.0))
+    )
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
 

@@ -122,7 +122,7 @@ def test_wongs_defence_is_the_first_adversarial_image_on_the_papers_schedule():
 
 
 def test_the_papers_settings():
-    assert TRAINING == PAPER._replace(steps=20)
+    assert PAPER._replace(steps=20) == TRAINING
     unbalanced = unbalanced_training(SHAPE[:2], TRAINING._replace(steps=1))
     assert set(views_of(unbalanced)(keys(), X, Y)) == {CLEAN, ADVERSARIAL}
     moved = views_of(linf_training())(keys(), X, Y)[ADVERSARIAL] - X

@@ -1,0 +1,152 @@
+"""Trainings that are killed and started again, and checkpoints that are damaged."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments._checkpoints import load_checkpoint, save_checkpoint
+from experiments._runs import RunFolder
+from experiments._train import _resumed
+from experiments._weights import load_weights
+from wasserstein_adv.data import prepare
+from wasserstein_adv.errors import InputError
+from wasserstein_adv.training import TrainState
+
+PROGRAM = Path(__file__).parent / "training_that_dies.py"
+SIGKILL, SIGTERM = -9, 143
+COUNT = 96  # images: 6 steps of 16 an epoch
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> Path:
+    """A few digits, prepared as mnist."""
+    folder, source = tmp_path_factory.mktemp("tfds"), tmp_path_factory.mktemp("source")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", COUNT), ("t10k", 20)):
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        images = rng.integers(0, 256, (count, 28, 28), np.uint8)
+        for name, array in (("images", images), ("labels", labels)):
+            sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+            path = source / f"{split}-{name}-idx{array.ndim}-ubyte"
+            path.write_bytes(bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes())
+    prepare("mnist", source, folder)
+    return folder
+
+
+def run(data_dir: Path, out: Path, how: str = "none step 0") -> tuple[int, str]:
+    """The command's exit status and what it said on stderr."""
+    options = "--data mnist --defense pgd --attack-steps 2 --epochs 3 --batch-size 16"
+    command = [sys.executable, str(PROGRAM), *how.split(), *options.split()]
+    command += ["--data-dir", str(data_dir), "--out", str(out), "--host-devices", "2"]
+    command += ["--checkpoint-every", "0"]
+    cache = os.environ.get("WASSERSTEIN_ADV_CACHE", str(data_dir / "cache"))
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "WASSERSTEIN_ADV_CACHE": cache}
+    environment["PYTHONPATH"] = str(PROGRAM.parents[2])
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    return found.returncode, found.stderr
+
+
+def weights(folder: Path) -> list[np.ndarray]:
+    return jax.tree.leaves(load_weights(folder, "mnist").variables)
+
+
+def test_a_training_that_is_killed_again_and_again_ends_with_the_same_weights(data_dir, tmp_path):
+    status, told = run(data_dir, tmp_path / "whole")
+    assert status == 0, told
+    broken = tmp_path / "broken"
+    # With a checkpoint half done; then politely; then never again.
+    assert run(data_dir, broken, "SIGKILL save 8")[0] == SIGKILL
+    assert sorted(p.name for p in (broken / "checkpoints").iterdir() if p.name.isdigit()) == list(
+        "67"
+    )
+    with pytest.raises(InputError, match="not finished"):
+        load_weights(broken, "mnist")
+    status, told = run(data_dir, broken, "SIGTERM step 13")
+    assert status == SIGTERM, told
+    assert told.splitlines()[-1] == "interrupted; the same command goes on from here"
+    assert max(int(path.name) for path in (broken / "checkpoints").iterdir()) == 13
+    status, told = run(data_dir, broken)
+    assert status == 0, told
+    for one, other in zip(weights(tmp_path / "whole"), weights(broken), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+    whole, resumed = (
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+        for folder in (tmp_path / "whole", broken)
+    )
+    assert [line["step"] for line in resumed] == [6, 6, 12, 12, 18, 18]
+    assert {line["step"]: line.get("test_accuracy") for line in resumed} == {
+        line["step"]: line.get("test_accuracy") for line in whole
+    }
+    assert list((broken / "tensorboard").iterdir())
+    results = json.loads((broken / "results.json").read_text("utf-8"))
+    assert results["accuracy"]["test"] == json.loads(
+        (tmp_path / "whole" / "results.json").read_text("utf-8")
+    )["accuracy"]["test"]  # fmt: skip
+
+
+def state(step: int, shape: tuple[int, ...] = (3, 4)) -> TrainState:
+    value = np.full(shape, step, np.float32)
+    return TrainState(np.asarray(step, np.int32), {"params": {"kernel": value}}, (value + 1,))
+
+
+def test_the_two_newest_checkpoints_are_kept_and_the_newest_is_read(tmp_path):
+    for step in (3, 5, 8):
+        save_checkpoint(tmp_path / "checkpoints", state(step), {"seed": 4})
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["5", "8"]
+    found, about = load_checkpoint(tmp_path / "checkpoints", state(0))
+    jax.tree.map(np.testing.assert_array_equal, found, state(8))
+    assert (about["seed"], about["step"]) == (4, 8)
+    assert load_checkpoint(tmp_path / "nothing", state(0)) is None
+
+
+def damages():
+    def cut(path: Path) -> None:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    def turn_a_bit(path: Path) -> None:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+
+    return [cut, turn_a_bit, Path.unlink]
+
+
+@pytest.mark.parametrize("damage", damages(), ids=lambda f: f.__name__)
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(damage, tmp_path, capfd):
+    folder = tmp_path / "checkpoints"
+    for step in (5, 8):
+        save_checkpoint(folder, state(step, (400, 500)), {})
+    # The largest file: the weights themselves.
+    files = [path for path in (folder / "8" / "state").rglob("*") if path.is_file()]
+    damage(max(files, key=lambda path: path.stat().st_size))
+    found, _ = load_checkpoint(folder, state(0, (400, 500)))
+    assert int(found.step) == 5
+    told = capfd.readouterr().err
+    assert told.startswith(f"warning: {folder / '8'}: damaged")
+    assert len(told.splitlines()) == 1
+    assert (tmp_path / "damaged-8").is_dir()
+    save_checkpoint(folder, state(8, (400, 500)), {})
+    assert int(load_checkpoint(folder, state(0, (400, 500)))[0].step) == 8
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    save_checkpoint(tmp_path, state(3), {})
+    with pytest.raises(
+        InputError, match=r"variables\.params\.kernel is float32 \(3, 4\), expected"
+    ):
+        load_checkpoint(tmp_path, state(0, (4, 4)))
+
+
+def test_another_number_of_devices_is_warned_of(tmp_path, capfd):
+    about = {"devices": 999, "seconds": 5.0}
+    save_checkpoint(tmp_path / "checkpoints", state(3), about)
+    found, seconds = _resumed(RunFolder(tmp_path, False), state(0))
+    assert (int(found.step), seconds) == (3, 5.0)
+    assert "begun on 999 devices" in capfd.readouterr().err
