@@ -292,6 +292,7 @@ def run_training(config: TrainOptions, command: str) -> None:
         "init": settings["init"],
         "precision": settings["precision"],
         "seconds": round(seconds, 1),
+        "seconds_waiting_for_input": round(log.waited, 3),
         "devices": jax.device_count(),
         "processes": jax.process_count(),
         "last": log.last,
@@ -423,7 +424,7 @@ class _Log:
         self.last: dict[str, Any] = {}
         self._rate = learning_rates(recipe, steps)
         self._meter, self._bar_meter = Meter(), Meter()
-        self._shown = 0.0
+        self._shown = self.waited = 0.0
         self._show = self._lines = self._board = None
 
     @contextlib.contextmanager
@@ -452,6 +453,7 @@ class _Log:
         """
         size = self.recipe.batch_size
         self._meter.add(measures, waited, size)
+        self.waited += waited
         if self._show is not None:
             self._bar_meter.add(measures, waited, size)
             if time.perf_counter() - self._shown > 0.5 or step == self.steps:

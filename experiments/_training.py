@@ -326,6 +326,7 @@ def progress_bar(title: str, steps: int, begun: int = 0) -> Iterator[Callable[..
             if found["adversarial_accuracy"] is not None:
                 measured += f"  adversarial {found['adversarial_accuracy']:.1%}"
             measured += f"  {found['images_per_second']:,.0f} images/s"
+            measured += f"  waiting {found['input_wait']:.0%}"
             bar.update(task, completed=step, measured=measured)
 
         yield show

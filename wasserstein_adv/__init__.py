@@ -3,11 +3,11 @@
     import wasserstein_adv as wa
 
 Geometries say where mass may move and at what cost, projections find the nearest point of a ball,
-attacks maximise an objective over it. Everything is a pure function of arrays; nothing here reads
-files or prints, and importing it changes nothing.
+attacks maximise an objective over it, defences train against attacks. Everything is a pure function
+of arrays; nothing here reads files or prints, and importing it changes nothing.
 """
 
-from wasserstein_adv import attacks, geometry, metrics, parallel, projections
+from wasserstein_adv import attacks, defenses, geometry, metrics, parallel, projections, training
 from wasserstein_adv.attacks import (
     AttackResult,
     capped_ball,
@@ -58,6 +58,7 @@ __all__ = [
     "capped_ball",
     "check_images",
     "couplings",
+    "defenses",
     "dense_grid",
     "dual_projection",
     "euclidean_power",
@@ -80,6 +81,7 @@ __all__ = [
     "separable_grid",
     "sign",
     "support_function",
+    "training",
     "unbalanced",
     "unbalanced_neighbourhood",
     "unbalanced_sinkhorn",

@@ -1,4 +1,4 @@
-"""The matrix of models and attacks: that its numbers are those of the attacks, and what it leaves."""
+"""The matrix of models and attacks: what it leaves, and that its numbers are the attacks'."""
 
 import json
 import shutil
@@ -16,10 +16,11 @@ from wasserstein_adv.attacks import first_success
 from wasserstein_adv.metrics import accuracy_at, exact_distances
 from wasserstein_adv.models import MODELS
 
-COUNT, MEASURED = 6, 4
-# Of the six digits the first network has four wrong as they are.
+COUNT, MEASURED = 6, 5
+# Of the six digits the first network has four wrong as they are, and the other all: attacks have
+# nothing to do there, and so nothing to compile.
 QUICK = {
-    "capped": {"increment": 0.004, "steps": 4, "window": 3},
+    "flow": {"start": 0.004, "factor": 1.4, "steps": 4},
     "unbalanced": {"step_size": 0.05, "steps": 3, "iterations": 3},
 }
 OTHER = "carlini-wagner"
@@ -118,7 +119,7 @@ def test_table_holds_every_name_and_number(finished):
         for line in text.splitlines()
         if line.startswith("| ")
     ]
-    assert rows[0][1:] == ["no attack", "capped, 4 steps", "unbalanced, 3 steps"]
+    assert rows[0][1:] == ["no attack", "flow, 4 steps", "unbalanced, 3 steps"]
     shares = {(cell["attack"], cell["model"]): cell for cell in results["cells"]}
     for row, (name, model) in zip(rows[2:4], results["models"].items(), strict=True):
         left = [model["nominal_accuracy"], *(shares[a, name]["accuracy"] for a in QUICK)]
@@ -181,12 +182,11 @@ def test_numbers_are_those_of_the_attack(finished, weights):
     def logits_fn(images):
         return model.apply(variables, images)
 
-    family = FAMILIES["capped"]
+    family = FAMILIES["flow"]
     protocol = family.presets["paper"]
     attack = family.build((28, 28), protocol, keep=first_success())
-    result = jax.tree.map(
-        np.asarray, jax.jit(attack, static_argnums=1)(jax.random.key(0), logits_fn, x, y)
-    )
+    run = jax.jit(lambda images, labels: attack(jax.random.key(0), logits_fn, images, labels))
+    result = jax.tree.map(np.asarray, run(x, y))
     cell = results_of(finished)["cells"][0]
     needed = np.where(result.success, result.steps, np.inf)
     at = np.arange(protocol.steps + 1)
@@ -231,7 +231,7 @@ def test_every_cell_agrees_with_its_images(finished):
         for key, values in medians.items():
             expected = pytest.approx(np.median(values), abs=1e-7) if len(values) else None
             assert cell[key] == expected
-        assert cell["inside"] == (None if cell["attack"] == "unbalanced" else 1.0)
+        assert cell["inside"] == (1.0 if family.ball and moved.any() else None)
     # Wrong at first, fooled, and not fooled: all of them were there.
     assert fates == {(True, False), (True, True), (False, False)}
 
@@ -246,6 +246,31 @@ def test_what_it_took_to_fool_an_image():
     fooled = robustness_table.fooled_at(arrays)
     assert fooled.steps.tolist() == [0, 2, 3, np.inf, 1]
     assert fooled.distance.tolist() == [0, 0.25, np.inf, np.inf]
+
+
+def test_a_claim_is_checked_inside_its_window_where_there_is_one():
+    protocol = FAMILIES["capped"].presets["paper"]
+    cell = robustness_table.cell_of("capped", protocol, (28, 28))
+    assert list(cell.others) == ["window"] and cell.others["window"][1] == protocol.window
+    assert not robustness_table.cell_of("flow", FAMILIES["flow"].presets["paper"], (28, 28)).others
+    arrays = {
+        "success": np.array([True, True, False, True]),
+        "steps": np.array([0, 1, 2, 2], np.int32),
+        "budget": np.array([0.0, 0.5, 1.0, 1.0], np.float32),
+        "distance": np.array([0.0, 0.25, 0.5]),
+        "window": np.array([0.0, 0.5, 1.5]),
+        "mass_change": np.array([0.0, 0.5, 1.0, 0.0]),
+        "seconds": np.float64(2.0),
+    }
+    found = robustness_table.cell_results(arrays, 2, (0.1, 0.25), ball=True)
+    assert found["accuracy"] == 0.25
+    assert found["accuracy_after_steps"] == {"0": 0.75, "1": 0.5, "2": 0.25}
+    assert found["accuracy_at_distances"] == {"0.1": 2 / 3, "0.25": 1 / 3}
+    assert found["median_distance"] == 0.25 and found["median_mass_change"] == 0.25
+    assert found["median_claimed"] == 0.75
+    assert found["inside"] == 0.5 and found["images_measured"] == 3
+    unbounded = robustness_table.cell_results(arrays, 2, (0.1,), ball=False)
+    assert unbounded["inside"] is unbounded["median_claimed"] is None
 
 
 def test_tables_show_a_handful_of_iterations():
@@ -274,7 +299,7 @@ def test_goes_on_where_it_stopped_and_is_not_repeated(command, copy, monkeypatch
     assert contents(copy) == before
 
     (copy / "results.json").unlink()
-    (copy / "plain-capped.npz").unlink()
+    (copy / "defended-flow.npz").unlink()
     run, repeated = _grid._run, []
 
     def watched(*arguments):
@@ -283,11 +308,11 @@ def test_goes_on_where_it_stopped_and_is_not_repeated(command, copy, monkeypatch
 
     monkeypatch.setattr(_grid, "_run", watched)
     assert command(copy) == 0
-    assert repeated == ["1/2 plain capped"]
+    assert repeated == ["1/2 defended flow"]
     again = results_of(copy)
     assert again["models"] == results["models"]
     for cell, former in zip(again["cells"], results["cells"], strict=True):
-        new = (cell["model"], cell["attack"]) == ("plain", "capped")
+        new = (cell["model"], cell["attack"]) == ("defended", "flow")
         assert {key for key in former if cell[key] != former[key]} <= (
             {"seconds"} if new else set()
         )
