@@ -68,7 +68,7 @@ def build_model(name: str, data: str, **attributes: Any) -> nn.Module:
     except (InputError, ZeroDivisionError, ValueError, TypeError) as error:
         shape = "×".join(map(str, spec.image_shape))
         reason = next(iter(str(error).splitlines()), "")
-        raise InputError(f"--model {name}: does not take images of {shape} ({reason})") from error
+        raise InputError(f"{name} does not take {data}'s images of {shape} ({reason})") from error
     return model
 
 
@@ -165,7 +165,7 @@ def load_weights(path: Path, data: str, model: str | None = None) -> Classifier:
             there.
     """
     if path.suffix.lower() in _PYTORCH and not path.is_dir():
-        network = build_model(model or STANDARD_MODEL[data], data)
+        network = _network(model or STANDARD_MODEL[data], data, path)
         return Classifier(network, load_torch(network, path, describe(data).image_shape))
     if path.is_file():
         raise InputError(f"{path}: neither a {' or '.join(_PYTORCH)} file nor a folder")
@@ -173,8 +173,15 @@ def load_weights(path: Path, data: str, model: str | None = None) -> Classifier:
         if not (path / WEIGHTS).is_dir():
             raise InputError(f"{path}: its training is not finished, the same command goes on")
         model, path = model or _trained_model(path / MODEL_NAME), path / WEIGHTS
-    network = build_model(model or STANDARD_MODEL[data], data)
+    network = _network(model or STANDARD_MODEL[data], data, path)
     return Classifier(network, restore(path, network, data))
+
+
+def _network(name: str, data: str, path: Path) -> nn.Module:
+    try:
+        return build_model(name, data)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _trained_model(path: Path) -> str:

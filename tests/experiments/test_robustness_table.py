@@ -11,7 +11,7 @@ from experiments import _grid, robustness_table
 from experiments._attacks import FAMILIES
 from experiments._cli import run_command
 from experiments._training import save
-from experiments._weights import MODEL_NAME, WEIGHTS, load_weights
+from experiments._weights import MODEL_NAME, WEIGHTS, abstract_variables, load_weights
 from wasserstein_adv.attacks import first_success
 from wasserstein_adv.metrics import accuracy_at, exact_distances
 from wasserstein_adv.models import MODELS
@@ -28,11 +28,11 @@ OTHER = "carlini-wagner"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """What a training of another network leaves, with random weights."""
+    """What a training of another network leaves, with weights of zero: it answers 0 to all."""
     folder = tmp_path_factory.mktemp("trained") / "defended"
     folder.mkdir()
-    variables = MODELS[OTHER]().init(jax.random.key(1), np.zeros((1, 28, 28, 1), np.float32))
-    save(folder / WEIGHTS, jax.tree.map(np.asarray, variables))
+    expected = abstract_variables(MODELS[OTHER](), "mnist-5k")
+    save(folder / WEIGHTS, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), expected))
     (folder / MODEL_NAME).write_text(json.dumps({"model": OTHER}))
     return folder
 
