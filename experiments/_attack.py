@@ -35,7 +35,7 @@ from experiments._report import plot_curve, plot_examples, results_table
 from experiments._runs import save_arrays
 from experiments._weights import ModelName
 from wasserstein_adv.attacks import AttackResult
-from wasserstein_adv.data import describe
+from wasserstein_adv.data import class_names, describe
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.metrics import accuracy_at, wilson_interval
 
@@ -230,10 +230,16 @@ def attack(config: AttackOptions, command: str) -> None:
         label=subject.y, prediction=answers,
     )  # fmt: skip
     started = time.perf_counter()
+    colour = subject.x.shape[-1] > 1
+    names = class_names(subject.data, config.data_dir) if colour else ()
     if family.ball is not None:
-        results |= _report_ball(family, protocol, radii, folder.path, subject, result, answers)
+        results |= _report_ball(
+            family, protocol, radii, folder.path, subject, result, answers, names
+        )
     else:
-        results |= _report_unbalanced(family, protocol, folder.path, subject, result, answers, keep)
+        results |= _report_unbalanced(
+            family, protocol, folder.path, subject, result, answers, names, keep
+        )
     results["seconds"]["report"] = round(time.perf_counter() - started, 3)
     end(run, results, results_table)
 
@@ -275,6 +281,7 @@ def _report_ball(
     subject: Subject,
     result: AttackResult,
     answers: np.ndarray,
+    names: tuple[str, ...],
 ) -> dict[str, Any]:
     """Accuracy against the radius, and the exact distances as fractions of it."""
     x = subject.x
@@ -301,6 +308,7 @@ def _report_ball(
     plot_examples(
         path / "examples.png", x[shown], result.image[shown], result.radius[shown],
         subject.y[shown], answers[shown], next(iter(distances.values()))[shown],
+        names=names,
     )  # fmt: skip
 
     def keyed(values: np.ndarray) -> dict[str, Any]:
@@ -362,6 +370,7 @@ def _report_unbalanced(
     subject: Subject,
     result: AttackResult,
     answers: np.ndarray,
+    names: tuple[str, ...],
     keep: str,
 ) -> dict[str, Any]:
     """The accuracy that is left, what became of the mass, and the exact distances."""
@@ -378,7 +387,7 @@ def _report_unbalanced(
     notes = [f"moved {100 * share:.2g} %" for share in measures["moved"][shown]]
     plot_examples(
         path / "examples.png", x[shown], result.image[shown], None,
-        subject.y[shown], answers[shown], measures["distance"][shown], notes,
+        subject.y[shown], answers[shown], measures["distance"][shown], notes, names,
     )  # fmt: skip
     results = {
         **_share("attack", ~result.success),

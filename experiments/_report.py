@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import tempfile
 import tomllib
@@ -41,6 +42,7 @@ COLOURS = (
 )  # Okabe and Ito
 _MAX_KNOTS = 1000  # of a curve; more cannot be told apart in a figure
 _MAX_EXAMPLES = 10
+_LONGEST_NAME = 15  # letters, above a picture
 
 
 # Figures ------------------------------------------------------------------------------------------
@@ -143,6 +145,12 @@ def _draw_mark(
     )
 
 
+def _short(name: str) -> str:
+    """A class's name that fits above a picture: of WordNet's, the first word for the thing."""
+    name = re.sub("^n[0-9]{8} ", "", name).split(",")[0]
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+
+
 def plot_examples(
     path: Path,
     clean: Float[np.ndarray, "n h w c"],
@@ -152,6 +160,7 @@ def plot_examples(
     predictions: Int[np.ndarray, "n"],
     distances: Float[np.ndarray, "n"] | None = None,
     notes: Sequence[str] = (),
+    names: Sequence[str] = (),
 ) -> None:
     """Draw images, what the attack made of them and the change, one to a column, as a PNG.
 
@@ -170,6 +179,7 @@ def plot_examples(
         distances: The exact distance of each, inf where no plan exists, NaN where it was not
             measured; None for none.
         notes: One more line for each image; none for no such line.
+        names: What the classes are called; by default they are numbers.
 
     Raises:
         InputError: There is no image, the images do not match or are neither grey nor colour, or
@@ -198,7 +208,11 @@ def plot_examples(
         drawn = grid[2, column].imshow(
             change[column], cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest"
         )
-        lines = [f"{int(labels[column])} → {int(predictions[column])}"]
+        label, answer = int(labels[column]), int(predictions[column])
+        if names:
+            lines = [f"{_short(names[label])} →", _short(names[answer])]
+        else:
+            lines = [f"{label} → {answer}"]
         if radii is not None:
             fooled = np.isfinite(radii[column])
             lines.append(f"ε = {radii[column]:.3g}" if fooled else "not fooled")

@@ -147,9 +147,8 @@ def main(config: RobustnessTableConfig) -> None:
     }
     subject = next(iter(subjects.values()))
     save_arrays(folder.path / "clean.npz", clean=subject.x, label=subject.y)
-    cells = {
-        name: cell_of(name, settings, subject.x.shape[1:3]) for name, settings in protocols.items()
-    }
+    grid_size = subject.x.shape[1:3]
+    cells = {name: cell_of(name, protocol, grid_size) for name, protocol in protocols.items()}
     found: dict[tuple[str, str], dict[str, np.ndarray]] = {}
     for model, subject in subjects.items():
         arrays = run_cells(
@@ -162,11 +161,8 @@ def main(config: RobustnessTableConfig) -> None:
             shown=measured,
         )
         found |= {(model, attack): arrays[f"{model} {attack}"] for attack in protocols}
-    of_all = provenance(subject, "robustness_table", config.seed)
-    del of_all["model"]
-    distances = {name: distances_of(name, colour=colour) for name in protocols}
     results = {
-        **of_all,
+        **provenance(subject, "robustness_table", config.seed),
         "settings": settings,
         "models": {name: _model_results(subject) for name, subject in subjects.items()},
         "cells": [
@@ -175,15 +171,16 @@ def main(config: RobustnessTableConfig) -> None:
                 "model": model,
                 **cell_results(
                     found[model, attack],
-                    protocols[attack].steps,
-                    distances[attack],
-                    ball=FAMILIES[attack].ball is not None,
+                    attack,
+                    protocol.steps,
+                    distances_of(attack, colour=colour),
                 ),
             }
-            for attack in protocols
+            for attack, protocol in protocols.items()
             for model in subjects
         ],
     }
+    del results["model"]  # there are several
     fooled = {key: fooled_at(arrays) for key, arrays in found.items()}
     _plot(folder.path / "robustness.png", results, fooled)
     write_text(folder.path / "table.md", markdown_tables(results))
@@ -291,30 +288,30 @@ def fooled_at(arrays: Mapping[str, np.ndarray]) -> Fooled:
 def distances_of(attack: str, *, colour: bool) -> tuple[float, ...]:
     """The distances at which accuracy is reported.
 
-    In colour as in the unit square, where unbalanced transport is measured, a tenth of those in
-    pixels: a step changes one pixel in three channels there, and the side is 1 long here.
+    A tenth of those in pixels for what is measured in the unit square, unbalanced transport, and
+    for images in colour, which the papers attack at so much smaller radii.
     """
     scale = 0.1 if colour or FAMILIES[attack].ball is None else 1.0
     return tuple(float(f"{scale * distance:g}") for distance in _AT)
 
 
 def cell_results(
-    arrays: Mapping[str, np.ndarray], steps: int, distances: Sequence[float], *, ball: bool
+    arrays: Mapping[str, np.ndarray], attack: str, steps: int, distances: Sequence[float]
 ) -> dict[str, Any]:
     """What `results.json` holds of a model under an attack.
 
     Args:
         arrays: as `run_cells` has them.
+        attack: a name of `FAMILIES`; one within a ball claims a radius.
         steps: the attack's, at most.
         distances: at which to report the accuracy that is left.
-        ball: whether the attack is within one, and claims a radius.
 
     Returns:
         `row` of the arrays; the accuracy after every number of steps, and, over the images
         measured, at the distances; medians over the images fooled, of which the distance is over
         those measured; the share that is inside the radius claimed.
     """
-    fooled = fooled_at(arrays)
+    fooled, ball = fooled_at(arrays), FAMILIES[attack].ball
     moved = (fooled.steps > 0) & np.isfinite(fooled.steps)
     measured = len(fooled.distance)
 

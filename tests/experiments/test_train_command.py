@@ -1,0 +1,127 @@
+"""The training commands: the papers' recipes, what they leave, what they refuse."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import _train, train_mnist
+from experiments._cli import run_command
+from experiments._train import plan_of
+from experiments._weights import MODEL_NAME, load_weights
+from wasserstein_adv.attacks.unbalanced import PAPER
+from wasserstein_adv.data import RawDataset
+from wasserstein_adv.defenses import LINF_CIFAR10, LINF_MNIST
+
+
+def test_wongs_recipes():
+    """Appendix B: SGD, momentum 0.9, weight decay 0.0005, batches of 128, 0.1 and later 0.01."""
+    for data, start, growth, reg in (("mnist", 0.1, 1.4, 1000.0), ("cifar10", 0.01, 1.5, 3000.0)):
+        recipe, protocol = plan_of(data, "wong")
+        assert (recipe.optimizer, recipe.schedule) == ("sgd", "drop")
+        assert (recipe.learning_rate, recipe.batch_size) == (0.1, 128)
+        assert (protocol.start, protocol.factor, protocol.every) == (start, growth, 5)
+        assert (protocol.steps, protocol.step_size) == (50, 0.1)
+        assert (protocol.reg, protocol.window, protocol.p) == (reg, 5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("data", "optimizer", "rate", "epochs", "steps"),
+    [
+        ("mnist", "sgd", 0.01, 40, 20),
+        ("fashion_mnist", "sgd", 3e-4, 60, 20),
+        ("tiny_imagenet", "adam", 1e-4, 50, 2),
+    ],
+)
+def test_unbalanced_recipes(data, optimizer, rate, epochs, steps):
+    """Section V.A."""
+    recipe, protocol = plan_of(data, "unbalanced")
+    assert (recipe.optimizer, recipe.learning_rate, recipe.epochs) == (optimizer, rate, epochs)
+    assert protocol == PAPER._replace(steps=steps)
+
+
+def test_linf_recipes_and_those_without_a_defence():
+    assert plan_of("mnist", "pgd").protocol == LINF_MNIST
+    assert plan_of("cifar10", "pgd").protocol == LINF_CIFAR10
+    assert LINF_CIFAR10.radius == pytest.approx(8 / 255)
+    for data in ("mnist", "cifar10", "tiny_imagenet"):
+        recipe, protocol = plan_of(data, "plain")
+        assert protocol is None
+        assert recipe.flip == (data != "mnist")
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path):
+    """Runs the command on a few digits in the folder "run"; returns its exit status."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (24, 28, 28, 1), np.uint8)
+    dataset = RawDataset("mnist", images, np.arange(24, dtype=np.int32) % 10)
+    monkeypatch.setattr(_train, "read", lambda *_, **__: dataset)
+    monkeypatch.setattr(_train, "use_all_cores", lambda devices: None)
+
+    def run(*arguments: str) -> int:
+        argv = ["--data", "mnist", "--out", str(tmp_path / "run"), *arguments]
+        return run_command(train_mnist.main, train_mnist.TrainMnistConfig, argv)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--epochs 0", "--epochs must be 1 or more"),
+        ("--batch-size 0", "--batch-size must be 1 or more"),
+        ("--batch-size 25", "batch_size must be at most the 24 images"),
+        ("--learning-rate nan", "--learning-rate must be positive and finite"),
+        ("--seed -1", "--seed must be from 0"),
+        ("--attack-steps 3", "--attack-steps is not an option of --defense plain"),
+        ("--num-images 25", "--num-images 25: mnist has 24"),
+        ("--checkpoint-every -1", "--checkpoint-every must be 0 or more"),
+        ("--model resnet18", "resnet18 does not take mnist's images of 28×28×1"),
+        ("--num-processes 2", "need --coordinator HOST:PORT"),
+        ("--coordinator here:1", "needs --num-processes and --process-id"),
+        ("--init nothing.pth", "nothing.pth: no such file"),
+    ],
+)
+def test_what_is_out_of_range_is_refused_and_nothing_left(
+    command, arguments, message, tmp_path, capfd
+):
+    assert command(*arguments.split()) == 2
+    told = capfd.readouterr().err
+    assert told.startswith("error: ") and message in told
+    assert len(told.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_trains_and_leaves_weights_metrics_and_results(command, tmp_path, capfd):
+    options = ["--epochs", "2", "--batch-size", "8", "--model", "wong-kolter"]
+    assert command(*options) == 0
+    run = tmp_path / "run"
+    assert "test" in capfd.readouterr().out
+    assert sorted(path.name for path in run.iterdir()) == [
+        "metrics.jsonl", MODEL_NAME, "results.json", "settings.json", "tensorboard", "weights",
+    ]  # fmt: skip
+    results = json.loads((run / "results.json").read_text("utf-8"))
+    assert results["recipe"]["epochs"] == 2
+    assert results["images"] == {"train": 24, "test": 24}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert [line["step"] for line in lines] == [3, 3, 6, 6]
+    assert lines[-1]["test_accuracy"] == pytest.approx(results["accuracy"]["test"])
+    assert lines[0]["loss"] > 0
+    assert load_weights(run, "mnist").model.classes == 10
+    assert command(*options) == 0
+    assert "finished before" in capfd.readouterr().out
+    # Weights to start from: those of this run, at a rate that leaves them where they are.
+    started = ["--init", str(run), "--learning-rate", "1e-30", "--epochs", "1", "--batch-size", "8"]
+    assert command("--out", str(tmp_path / "again"), *started) == 0
+    again = load_weights(tmp_path / "again", "mnist").variables["params"]["dense2"]["kernel"]
+    np.testing.assert_array_equal(
+        again, load_weights(run, "mnist").variables["params"]["dense2"]["kernel"]
+    )
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(command, tmp_path, capfd):
+    assert command("--learning-rate", "1e30", "--epochs", "4", "--batch-size", "8") == 2
+    told = capfd.readouterr().err.splitlines()[-1]
+    assert told.startswith("error: the loss is") and "lower --learning-rate" in told
+    assert not (tmp_path / "run" / "weights").exists()
