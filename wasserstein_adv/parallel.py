@@ -331,8 +331,9 @@ def replicate(step: Step, devices: Sequence[jax.Device] | None = None) -> Replic
         state, *told = mapped(state, jax.tree.map(split, batch), flags)
         if on_cpu:  # calls that overlap can run into each other's rendezvous
             jax.block_until_ready(state)
-        measures, stopped = jax.tree.map(_first, tuple(told))
-        return state, measures, stopped
+        # The same on all devices: the first has it.
+        first = jax.tree.map(lambda leaf: leaf.addressable_shards[0].data[0], tuple(told))
+        return state, *first
 
     def put(state: TrainState) -> Any:
         def copies(leaf: Any) -> np.ndarray:
@@ -342,7 +343,7 @@ def replicate(step: Step, devices: Sequence[jax.Device] | None = None) -> Replic
         return jax.tree.map(copies, state)
 
     def get(state: Any) -> TrainState:
-        return jax.tree.map(lambda leaf: np.array(_first(leaf)), state)
+        return jax.tree.map(lambda leaf: np.array(leaf.addressable_shards[0].data)[0], state)
 
     return Replicated(put, advance, get)
 
@@ -365,11 +366,6 @@ def own_part(size: int) -> slice:
     """Which examples of a batch of `size` this process puts on its devices, see `devices_for`."""
     part = size // jax.process_count()
     return slice(jax.process_index() * part, (jax.process_index() + 1) * part)
-
-
-def _first(leaf: jax.Array) -> jax.Array:
-    """The first local device's part of an array that is the same on all."""
-    return leaf.addressable_shards[0].data[0]
 
 
 def _batches(index: np.ndarray, size: int, shards: int) -> Iterator[np.ndarray]:
