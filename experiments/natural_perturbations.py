@@ -39,7 +39,7 @@ from experiments._evaluation import (
     progress_bar,
     provenance,
 )
-from experiments._report import new_figure, save_figure, write_text
+from experiments._report import markdown_lines, new_figure, save_figure, write_text
 from experiments._runs import (
     RunFolder,
     save_arrays,
@@ -454,8 +454,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
 
 def markdown_table(results: Mapping[str, Any]) -> str:
     """`results_table` as Markdown."""
-    rule = ("---", *("---:" for _ in _MEASURES))
-    lines = [f"| {' | '.join(row)} |" for row in (_header(results), rule, *_rows(results))]
+    lines = markdown_lines(_header(results), _rows(results))
     undefined = sum(part["procrustes"]["undefined"] for part in results["perturbations"])
     note = (
         "In brackets: the 95 % interval. d: Procrustes dissimilarity, the image's rows as points. "

@@ -25,7 +25,7 @@ from experiments._evaluation import (
     provenance,
 )
 from experiments._grid import Cell, row, run_cells
-from experiments._report import draw_image, new_figure, save_figure, write_text
+from experiments._report import draw_image, markdown_lines, new_figure, save_figure, write_text
 from wasserstein_adv.attacks import unbalanced
 from wasserstein_adv.attacks.unbalanced import PAPER, UnbalancedProtocol
 from wasserstein_adv.errors import InputError
@@ -293,8 +293,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
 
 def markdown_table(results: Mapping[str, Any]) -> str:
     """`results_table` as Markdown."""
-    rule = ("---", *("---:" for _ in _HEADER[1:]))
-    lines = [f"| {' | '.join(cells)} |" for cells in (_HEADER, rule, *_rows(results))]
+    lines = markdown_lines(_HEADER, _rows(results))
     measured = results["settings"]["distance_images"]
     note = (
         "One parameter changed, the others the paper's (τ = 0.01, η = 0.001, γ = 0.5). In "

@@ -27,7 +27,14 @@ from experiments._evaluation import (
     provenance,
     run_attack,
 )
-from experiments._report import COLOURS, draw_image, new_figure, save_figure, write_text
+from experiments._report import (
+    COLOURS,
+    draw_image,
+    markdown_lines,
+    new_figure,
+    save_figure,
+    write_text,
+)
 from experiments._runs import RunFolder, save_arrays
 from wasserstein_adv.attacks import first_success, unbalanced
 from wasserstein_adv.attacks.unbalanced import UnbalancedProtocol
@@ -330,8 +337,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
 
 def markdown_table(results: Mapping[str, Any]) -> str:
     """`results_table` as Markdown."""
-    rule = ("---", *("---:" for _ in _HEADER[1:]))
-    lines = [f"| {' | '.join(cells)} |" for cells in (_HEADER, rule, *_rows(results))]
+    lines = markdown_lines(_HEADER, _rows(results))
     note = (
         "By the images' own class; each image is attacked towards the nine others. Success: the "
         "wanted class is the answer, with the 95 % interval of as many independent pairs. Over "

@@ -22,7 +22,7 @@ from experiments._evaluation import (
     provenance,
 )
 from experiments._grid import Cell, row, run_cells
-from experiments._report import new_figure, save_figure, write_text
+from experiments._report import markdown_lines, new_figure, save_figure, write_text
 from wasserstein_adv.attacks import unbalanced
 from wasserstein_adv.attacks.unbalanced import PAPER, TRANSPORT
 
@@ -168,9 +168,8 @@ def results_table(results: Mapping[str, Any]) -> Table:
 
 def markdown_table(results: Mapping[str, Any]) -> str:
     """`results_table` as Markdown."""
-    rule = ("---:" for _ in _HEADER)
-    rows = (_HEADER, tuple(rule), *(_cells(part) for part in results["rows"]))
-    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in rows), ""])
+    lines = markdown_lines(_HEADER, [_cells(part) for part in results["rows"]])
+    return "\n".join([*lines, ""])
 
 
 def _title(results: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ from experiments._evaluation import (
     provenance,
 )
 from experiments._grid import Cell, row, run_cells
-from experiments._report import COLOURS, new_figure, save_figure, write_text
+from experiments._report import COLOURS, markdown_lines, new_figure, save_figure, write_text
 from wasserstein_adv.attacks import constant, first_order, last, linf_ball, pgd, sign, unbalanced
 from wasserstein_adv.attacks.unbalanced import PAPER, TRANSPORT, UnbalancedProtocol
 
@@ -192,13 +192,12 @@ def results_table(results: Mapping[str, Any]) -> Table:
 
 def markdown_table(results: Mapping[str, Any]) -> str:
     """`results_table` as Markdown."""
-    rule = ("---", *("---:" for _ in _HEADER[1:]))
-    rows = (_HEADER, rule, *(_cells(part) for part in results["rows"]))
+    lines = markdown_lines(_HEADER, [_cells(part) for part in results["rows"]])
     note = (
         "moved: share of the plan's mass that leaves its pixel; remade: mass deleted and created, "
         "as a share of the clean image's; W: exact distance, both masses normalised; means."
     )
-    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in rows), "", note, ""])
+    return "\n".join([*lines, "", note, ""])
 
 
 def _plot(path: Path, results: Mapping[str, Any]) -> None:
