@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments._weights import check_weights, leaves_by_name, quiet_orbax
+from experiments._weights import check_weights, leaves_by_name, of_this_process, quiet_orbax
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.training import TrainState
 
@@ -81,14 +81,10 @@ def load_checkpoint(folder: Path, like: TrainState) -> tuple[TrainState, dict[st
 
 
 def _manager(ocp: Any, folder: Path) -> Any:
-    """Orbax's manager, for this process alone: it waits for no other."""
-    own = jax.process_index()
     options = ocp.CheckpointManagerOptions(
         max_to_keep=_KEPT,
         enable_async_checkpointing=False,
-        multiprocessing_options=ocp.options.MultiprocessingOptions(
-            primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
-        ),
+        multiprocessing_options=of_this_process(ocp),
         create=False,
     )
     folder.mkdir(parents=True, exist_ok=True)

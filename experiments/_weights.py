@@ -233,7 +233,18 @@ def quiet_orbax() -> Iterator[Any]:
         logger.setLevel(level)
 
 
+def of_this_process(ocp: Any) -> Any:
+    """Orbax's options to read and write in this process by itself, and wait for no other."""
+    own = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
+    )
+
+
 @contextlib.contextmanager
 def _orbax() -> Iterator[Any]:
-    with quiet_orbax() as ocp, ocp.PyTreeCheckpointer() as checkpointer:
-        yield checkpointer
+    with quiet_orbax() as ocp:
+        alone = {"multiprocessing_options": of_this_process(ocp)}
+        handler = ocp.PyTreeCheckpointHandler(**alone)
+        with ocp.Checkpointer(handler, **alone) as checkpointer:
+            yield checkpointer

@@ -4,6 +4,7 @@ python tests/train_together.py OUT.npz DEVICES [PORT PROCESSES ID]
 """
 
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ if len(sys.argv) > 3:
 
 import jax.numpy as jnp  # noqa: E402
 
+from experiments._weights import save  # noqa: E402
 from wasserstein_adv import parallel  # noqa: E402
 from wasserstein_adv.attacks import constant, first_order, last, linf_ball, pgd, sign  # noqa: E402
 from wasserstein_adv.data import batch_indices, random_crop  # noqa: E402
@@ -100,3 +102,5 @@ def accuracies(variables):
 variables = jax.tree.map(np.asarray, state.variables)
 found["nominal"], found["adversarial"] = map(np.asarray, accuracies(variables))
 np.savez(OUT, **found)
+if jax.process_index() == 0:  # which waits for no other
+    save(Path(OUT).with_suffix(".weights"), variables)
