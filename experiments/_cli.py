@@ -68,6 +68,8 @@ def _program(main: Callable) -> str:
 def use_all_cores(host_devices: int | None = None) -> None:
     """Give JAX one CPU device per core, or so many, and keep compiled functions between runs.
 
+    $JAX_NUM_CPU_DEVICES, where it is set, stands.
+
     To be called before JAX is first used: the number of devices is fixed from then on. An
     accelerator, where there is one, is used all the same.
     """
@@ -75,6 +77,8 @@ def use_all_cores(host_devices: int | None = None) -> None:
 
     from experiments._training import cache_root
 
-    jax.config.update("jax_num_cpu_devices", host_devices or len(os.sched_getaffinity(0)))
+    if host_devices is not None or "JAX_NUM_CPU_DEVICES" not in os.environ:
+        cores = len(os.sched_getaffinity(0))
+        jax.config.update("jax_num_cpu_devices", host_devices or cores)
     jax.config.update("jax_compilation_cache_dir", str(cache_root() / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

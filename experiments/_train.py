@@ -216,9 +216,7 @@ def run_training(config: TrainOptions, command: str) -> None:
             raise InputError(
                 f"--num-images {config.num_images}: {name} has {len(training.labels):,}"
             )
-        training = RawDataset(
-            name, training.images[: config.num_images], training.labels[: config.num_images]
-        )
+        training = _first(training, config.num_images)
     test = _loaded(name, "test", config, console)
     check_recipe(recipe, len(training.labels))
     settings = {
@@ -264,10 +262,8 @@ def run_training(config: TrainOptions, command: str) -> None:
             save_checkpoint(folder.path / _CHECKPOINTS, state, about)
         last_saved = time.perf_counter()
 
-    few = RawDataset(name, test.images[:_TESTED], test.labels[:_TESTED])
-
     def after_epoch(step: int, variables: Callable[[], Variables]) -> None:
-        log.after_epoch(step, accuracy(model, variables(), few))
+        log.after_epoch(step, accuracy(model, variables(), _first(test, _TESTED)))
 
     title = f"{name}, {config.defense}"
     with _signals() as received, log.open(title if first else None):
@@ -282,7 +278,7 @@ def run_training(config: TrainOptions, command: str) -> None:
         shutil.rmtree(folder.path / WEIGHTS, ignore_errors=True)
         save(folder.path / WEIGHTS, variables)
 
-    some = RawDataset(name, training.images[:_TESTED], training.labels[:_TESTED])
+    some = _first(training, _TESTED)
     results = {
         "dataset": {"name": name, "training_images": len(training.labels)},
         "model": model_name,
@@ -370,6 +366,11 @@ def _loaded(name: str, split: str, config: TrainOptions, console: Console) -> Ra
         dataset = read(name, split, config.data_dir, progress=show)
     console.print(f"{split}: {name}, {len(dataset.labels):,} images", highlight=False)
     return dataset
+
+
+def _first(dataset: RawDataset, count: int) -> RawDataset:
+    """Its first images."""
+    return RawDataset(dataset.name, dataset.images[:count], dataset.labels[:count])
 
 
 def _resumed(folder: RunFolder, state: TrainState) -> tuple[TrainState, float]:

@@ -11,6 +11,7 @@ from experiments import _evaluation
 from experiments import _transforms as transforms
 from experiments import natural_perturbations as command_module
 from experiments._cli import run_command
+from experiments._weights import load_weights
 from wasserstein_adv.data import load
 from wasserstein_adv.data.idx import find_idx_files, read_idx_split
 from wasserstein_adv.metrics import exact_distance, wilson_interval

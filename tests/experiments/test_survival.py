@@ -139,7 +139,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(damage, tmp_pat
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     save_checkpoint(tmp_path, state(3), {})
     with pytest.raises(
-        InputError, match=r"variables\.params\.kernel is float32 \(3, 4\), expected"
+        InputError, match=r"is float32 \(3, 4\), expected float32 \(4, 4\)"
     ):
         load_checkpoint(tmp_path, state(0, (4, 4)))
 

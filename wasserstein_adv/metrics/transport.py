@@ -232,6 +232,8 @@ def _channel_distance(
     x: NDArray[np.float64], z: NDArray[np.float64], ground: _Ground
 ) -> tuple[float, float]:
     """W of one (H, W) channel and its stranded share."""
+    if np.array_equal(x, z):  # all stays where it is, which is free
+        return 0.0, 0.0
     if not (x.any() and z.any()):
         return (np.inf, 1.0) if x.any() or z.any() else (0.0, 0.0)
     source, target = np.flatnonzero(x), np.flatnonzero(z)
