@@ -29,7 +29,8 @@ def save_checkpoint(folder: Path, state: TrainState, about: dict[str, Any]) -> N
     Raises:
         InputError: it cannot be written.
     """
-    leaves = leaves_by_name(state)
+    # Arrays: a NumPy number would come back as another type.
+    leaves = {name: np.asarray(leaf) for name, leaf in leaves_by_name(state).items()}
     about = {**about, "step": int(state.step), "digest": _digest(leaves)}
     try:
         with quiet_orbax() as ocp, _manager(ocp, folder) as manager:
@@ -103,7 +104,7 @@ def _digest(leaves: dict[str, Any]) -> str:
 def _set_aside(folder: Path, step: int, error: Exception) -> None:
     reason = next(iter(str(error).splitlines()), "")[:120] or type(error).__name__
     print(
-        f"warning: {folder / str(step)}: damaged ({reason}), going on from the one before",
+        f"warning: {folder / str(step)}: damaged ({reason}), set aside",
         file=sys.stderr,
     )
     if jax.process_index() == 0:

@@ -1,10 +1,12 @@
 """What the commands have in common."""
 
+import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import tyro
 
@@ -16,8 +18,8 @@ _BAD_INPUT = 2
 _BY_SIGNAL = 128  # and the signal's number, as shells report it
 
 
-class Terminated(Exception):
-    """A command that a signal ended, and that the same command will go on from."""
+class Terminated(KeyboardInterrupt):
+    """A signal that ends a command, which cleans up as after Ctrl-C."""
 
     def __init__(self, number: int):
         self.number = number
@@ -35,22 +37,40 @@ def run_command(
 
     Returns:
         The exit status: 0; 2 after an `InputError`, whose message went to stderr as one line
-        `error: …`; 130 after Ctrl-C, and 143 after a SIGTERM that the command took note of.
+        `error: …`; 130 after Ctrl-C and 143 after SIGTERM.
 
     Raises:
         SystemExit: with status 2 for arguments that cannot be parsed, with 0 after `--help`.
     """
     config = tyro.cli(config_type, args=argv, prog=_program(main))
     try:
-        main(config)
+        with _terminable():
+            main(config)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return _BAD_INPUT
-    except KeyboardInterrupt:
-        return _interrupted(signal.SIGINT)
     except Terminated as terminated:
         return _interrupted(terminated.number)
+    except KeyboardInterrupt:
+        return _interrupted(signal.SIGINT)
     return 0
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """While the block runs, SIGTERM raises `Terminated` in it."""
+
+    def end(number: int, frame: Any) -> None:
+        raise Terminated(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _interrupted(number: int) -> int:

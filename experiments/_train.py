@@ -71,6 +71,7 @@ DefenseName = Literal["plain", "pgd", "wong", "unbalanced"]
 _CHECKPOINTS = "checkpoints"
 _METRICS = "metrics.jsonl"
 _RECORD_EVERY = 50  # steps; and after the last of every epoch
+_MOST_DEVICES = 256  # of a CPU; with many more JAX does not come to a start
 _TESTED = 1000  # test images at most, after every epoch
 
 
@@ -98,7 +99,7 @@ class TrainOptions:
     ones."""
 
     epochs: int | None = None
-    """Passes over the training images."""
+    """Passes over the training images. By default the paper's, as the options below."""
 
     learning_rate: float | None = None
     """The highest learning rate."""
@@ -110,7 +111,7 @@ class TrainOptions:
     """Images in a batch, over all devices of all processes."""
 
     attack_steps: int | None = None
-    """Gradient steps of the defence's attack, at most."""
+    """Gradient steps of the defence's attack, at most; plain has none."""
 
     num_images: int | None = None
     """How many training images to use, from the first; by default all."""
@@ -123,7 +124,7 @@ class TrainOptions:
     """Seed of the first weights, the order of the images, their changes and the attacks."""
 
     checkpoint_every: float = 120.0
-    """Seconds between two checkpoints."""
+    """Seconds between two checkpoints; 0 for one after every step."""
 
     host_devices: int | None = None
     """CPU devices; by default one per core."""
@@ -133,10 +134,10 @@ class TrainOptions:
     `auto`."""
 
     num_processes: int | None = None
-    """Processes that train together, with --coordinator HOST:PORT,"""
+    """How many processes train together; for --coordinator HOST:PORT."""
 
     process_id: int | None = None
-    """and which of them this is, from 0."""
+    """Which of them this is, from 0; for --coordinator HOST:PORT."""
 
     out: Path | None = None
     """Folder of the run; by default one under runs/ named after the settings. A run that was
@@ -231,8 +232,8 @@ def run_training(config: TrainOptions, command: str) -> None:
     }
     path = config.out or default_folder(f"train-{config.defense}", settings)
     folder = claim(path, settings) if first else RunFolder(path, (path / "results.json").is_file())
-    if folder.finished:
-        console.print(results_table(stored_results(folder)))
+    if folder.finished and (folder.path / WEIGHTS).is_dir():
+        console.print(_stored_table(folder))
         console.print(f"finished before: {folder.path}", highlight=False, soft_wrap=True)
         return
     if first:
@@ -311,6 +312,8 @@ def _join(config: TrainOptions) -> None:
     """Set up this process's devices, and join the others."""
     if config.host_devices is not None:
         check_count("host_devices", config.host_devices)
+        if config.host_devices > _MOST_DEVICES:
+            raise InputError(f"--host-devices must be at most {_MOST_DEVICES}")
     together = (config.num_processes, config.process_id)
     if config.coordinator in (None, "auto") and together != (None, None):
         raise InputError("--num-processes and --process-id need --coordinator HOST:PORT")
@@ -436,12 +439,16 @@ class _Log:
             return
         from tensorboardX import SummaryWriter  # here, because it takes a second to import
 
-        self.last = _drop_lines_after(self.path / _METRICS, self.begun)
         with contextlib.ExitStack() as stack:
-            self._lines = stack.enter_context((self.path / _METRICS).open("a", encoding="utf-8"))
-            self._board = SummaryWriter(
-                str(self.path / "tensorboard"), purge_step=self.begun + 1, flush_secs=10
-            )
+            try:
+                self.last = _drop_lines_after(self.path / _METRICS, self.begun)
+                lines = (self.path / _METRICS).open("a", encoding="utf-8")
+                self._lines = stack.enter_context(lines)
+                self._board = SummaryWriter(
+                    str(self.path / "tensorboard"), purge_step=self.begun + 1, flush_secs=10
+                )
+            except OSError as error:
+                raise InputError(f"{self.path}: metrics cannot be written ({error})") from error
             stack.callback(self._board.close)
             self._show = stack.enter_context(progress_bar(title, self.steps, self.begun))
             yield
@@ -487,19 +494,27 @@ class _Log:
                 self._board.add_scalar(name, value, record["step"])
 
 
+def _stored_table(folder: RunFolder) -> Table:
+    try:
+        return results_table(stored_results(folder))
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{folder.path / 'results.json'}: is not of a training") from error
+
+
 def _drop_lines_after(path: Path, step: int) -> dict[str, Any]:
     """Take from a file of metrics what a run that goes on from `step` will write anew; return the
     last record of training that stays."""
     lines, last = [], {}
     with contextlib.suppress(FileNotFoundError):
-        for line in path.read_text("utf-8").splitlines():
+        for line in path.read_text("utf-8", "replace").splitlines():
             try:
                 found = json.loads(line)
-            except ValueError:  # the end of a line that a kill cut off
+                if found["step"] > step:
+                    continue
+            except (ValueError, TypeError, KeyError):  # a line that a kill cut off
                 continue
-            if found["step"] <= step:
-                lines.append(line)
-                last = found if "loss" in found else last
+            lines.append(line)
+            last = found if "loss" in found else last
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text("".join(f"{line}\n" for line in lines), "utf-8")
     partial.replace(path)

@@ -343,7 +343,11 @@ def replicate(step: Step, devices: Sequence[jax.Device] | None = None) -> Replic
         return jax.tree.map(copies, state)
 
     def get(state: Any) -> TrainState:
-        return jax.tree.map(lambda leaf: np.array(leaf.addressable_shards[0].data)[0], state)
+        def first(leaf: jax.Array) -> np.ndarray:
+            # An array still where nothing but a number is left.
+            return np.array(np.asarray(leaf.addressable_shards[0].data)[0])
+
+        return jax.tree.map(first, state)
 
     return Replicated(put, advance, get)
 

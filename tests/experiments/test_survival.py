@@ -52,6 +52,11 @@ def run(data_dir: Path, out: Path, how: str = "none step 0") -> tuple[int, str]:
     return found.returncode, found.stderr
 
 
+def taken(folder: Path) -> int:
+    """Steps that the last process took."""
+    return int((folder / "steps").read_text("utf-8"))
+
+
 def weights(folder: Path) -> list[np.ndarray]:
     return jax.tree.leaves(load_weights(folder, "mnist").variables)
 
@@ -69,10 +74,15 @@ def test_a_training_that_is_killed_again_and_again_ends_with_the_same_weights(da
         load_weights(broken, "mnist")
     status, told = run(data_dir, broken, "SIGTERM step 13")
     assert status == SIGTERM, told
+    assert taken(broken) == 13 - 7
     assert told.splitlines()[-1] == "interrupted; the same command goes on from here"
     assert max(int(path.name) for path in (broken / "checkpoints").iterdir()) == 13
     status, told = run(data_dir, broken)
     assert status == 0, told
+    # It went on, from where it was: the same weights would come of beginning anew, too.
+    assert "warning" not in told
+    assert not list(broken.glob("damaged-*"))
+    assert taken(broken) == 18 - 13
     for one, other in zip(weights(tmp_path / "whole"), weights(broken), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -138,9 +148,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(damage, tmp_pat
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     save_checkpoint(tmp_path, state(3), {})
-    with pytest.raises(
-        InputError, match=r"is float32 \(3, 4\), expected float32 \(4, 4\)"
-    ):
+    with pytest.raises(InputError, match=r"is float32 \(3, 4\), expected float32 \(4, 4\)"):
         load_checkpoint(tmp_path, state(0, (4, 4)))
 
 

@@ -20,10 +20,16 @@ def die() -> None:
     os.kill(os.getpid(), getattr(signal, NAME))
 
 
-def dying_log(after_step):
+def counting_log(after_step):
+    """Leaves how many steps this process took, and dies after the chosen one."""
+    taken = 0
+
     def wrapped(self, step, measures, waited):
+        nonlocal taken
         after_step(self, step, measures, waited)
-        if step == STEP:
+        taken += 1
+        (self.path / "steps").write_text(str(taken), "utf-8")
+        if NAME != "none" and ("step", step) == (MOMENT, STEP):
             die()
 
     return wrapped
@@ -39,8 +45,7 @@ def dying_save(save):
     return wrapped
 
 
-if NAME != "none" and MOMENT == "step":
-    _train._Log.after_step = dying_log(_train._Log.after_step)
-elif NAME != "none":
+_train._Log.after_step = counting_log(_train._Log.after_step)
+if NAME != "none" and MOMENT == "save":
     _train.save_checkpoint = dying_save(_train.save_checkpoint)
 sys.exit(run_command(train_mnist.main, train_mnist.TrainMnistConfig, sys.argv[4:]))
