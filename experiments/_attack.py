@@ -230,7 +230,6 @@ def attack(config: AttackOptions, command: str) -> None:
         label=subject.y, prediction=answers,
     )  # fmt: skip
     started = time.perf_counter()
-    colour = subject.x.shape[-1] > 1
     names = class_names(subject.data, config.data_dir) if colour else ()
     if family.ball is not None:
         results |= _report_ball(

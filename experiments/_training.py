@@ -125,7 +125,6 @@ def train(
     recipe: Recipe,
     defense: Defense | None = None,
     hooks: Hooks = Hooks(),  # noqa: B008 (a tuple)
-    start: Variables | None = None,
 ) -> Variables:
     """Train a classifier on all devices of all processes.
 
@@ -138,8 +137,7 @@ def train(
         dataset: The images and their classes.
         recipe: How.
         defense: Against what; `plain()` by default.
-        hooks: What to do meanwhile.
-        start: Weights to start from; random ones by default.
+        hooks: What to do meanwhile, and where to begin; by default with random weights.
 
     Returns:
         The trained variables, NumPy arrays.
@@ -158,7 +156,7 @@ def train(
     )  # fmt: skip
     on_devices = parallel.replicate(step_fn, parallel.devices_for(recipe.batch_size))
     own = parallel.own_part(recipe.batch_size)
-    state = hooks.resume or initial_state(model, dataset.images.shape[1:], recipe, steps, start)
+    state = hooks.resume or initial_state(model, dataset.images.shape[1:], recipe, steps)
     begun = int(state.step)
     state = on_devices.put(state)
 
