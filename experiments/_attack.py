@@ -179,7 +179,7 @@ def attack(config: AttackOptions, command: str) -> None:
         InputError: an option is out of range; data, weights or folder cannot be used.
     """
     own = {option: getattr(config, option) for option in _OWN}
-    colour = describe(config.data).image_shape[-1] > 1
+    colour = describe(config.data).colour
     protocol = settings_of(config.attack, config.preset, own, colour=colour)
     family = FAMILIES[config.attack]
     _check(config)

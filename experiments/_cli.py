@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from wasserstein_adv.errors import InputError
 
@@ -74,7 +76,7 @@ def _terminable() -> Iterator[None]:
 
 
 def _interrupted(number: int) -> int:
-    print("interrupted; the same command goes on from here", file=sys.stderr)
+    print("interrupted; run the same command again to go on", file=sys.stderr)
     return _BY_SIGNAL + number
 
 
@@ -83,6 +85,31 @@ def _program(main: Callable) -> str:
     spec = getattr(sys.modules.get(main.__module__), "__spec__", None)
     name = spec.name if spec is not None else main.__module__
     return f"python -m {name.removesuffix('.__main__')}"
+
+
+@contextlib.contextmanager
+def images_bar(title: str, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """Show how many images are done while the block runs, where stderr is a terminal.
+
+    Args:
+        title: What stands before the bar.
+        quiet: Whether to show nothing.
+
+    Yields:
+        (images done, of how many) ↦ None.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.completed:,.0f} images"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(file=sys.stderr)  # as it is now: what TFDS writes is sent elsewhere
+    disable = quiet or not sys.stderr.isatty()
+    with Progress(*columns, console=console, transient=True, disable=disable) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def use_all_cores(host_devices: int | None = None) -> None:

@@ -27,7 +27,7 @@ from experiments._runs import (
     finish,
     load_checkpoint,
     save_checkpoint,
-    stored_results,
+    show_finished,
 )
 from experiments._training import cache_root, trained_or_cached
 from experiments._weights import Classifier, load_weights
@@ -102,9 +102,7 @@ def begin(
         **settings,
     }
     folder = claim(config.out or default_folder(command, settings), settings)
-    if folder.finished:
-        console.print(table(stored_results(folder)))
-        console.print(f"finished before: {folder.path}", highlight=False, soft_wrap=True)
+    if show_finished(folder, table, console):
         return None
     # After the folder, as it may have to be trained: what cannot be used is said at once.
     subject = with_model(subject, config.data_dir, config.seed, console)

@@ -1,14 +1,18 @@
 """The folder that a run leaves: resumed by the same command, never overwritten."""
 
+import fcntl
 import hashlib
 import json
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
 from experiments._report import write_json_atomic
 from wasserstein_adv.errors import InputError
@@ -16,6 +20,7 @@ from wasserstein_adv.errors import InputError
 _SETTINGS = "settings.json"
 _CHECKPOINT = "checkpoint.npz"
 _RESULTS = "results.json"
+_LOCK = ".lock"
 
 
 class RunFolder(NamedTuple):
@@ -29,12 +34,16 @@ class RunFolder(NamedTuple):
 def claim(path: Path, settings: dict[str, Any]) -> RunFolder:
     """Take a folder for a run with these settings: a new one, or one that such a run began.
 
+    Until the run is finished no other process can take it; that ends with this process, however it
+    ends.
+
     Args:
         path: the folder; made if it is not there.
         settings: everything that the results depend on, as JSON can hold it.
 
     Raises:
-        InputError: it holds something else, or a run with other settings, or cannot be written.
+        InputError: it holds something else, or a run with other settings, or cannot be written, or
+            another process is at work in it.
     """
     settings = json.loads(json.dumps(settings))
     try:
@@ -54,11 +63,26 @@ def claim(path: Path, settings: dict[str, Any]) -> RunFolder:
         else:
             path.mkdir(parents=True, exist_ok=True)
             write_json_atomic(path / _SETTINGS, settings)
+        finished = (path / _RESULTS).is_file()
+        if not finished:
+            _lock(path)
     except InputError:
         raise
     except (OSError, ValueError) as error:  # damaged text or JSON is a ValueError
         raise InputError(f"--out {path}: cannot be used ({error})") from error
-    return RunFolder(path, (path / _RESULTS).is_file())
+    return RunFolder(path, finished)
+
+
+def _lock(path: Path) -> None:
+    """Keep other processes out of a folder for as long as this one lives."""
+    file = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT)  # never closed: that would unlock it
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        os.close(file)
+        raise InputError(f"--out {path}: another process is at work in it") from error
+    except OSError:  # a file system without locks
+        os.close(file)
 
 
 def default_folder(command: str, settings: dict[str, Any]) -> Path:
@@ -83,10 +107,36 @@ def stored_results(folder: RunFolder) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read ({error})") from error
 
 
+def show_finished(folder: RunFolder, table: Callable[[Any], Table], console: Console) -> bool:
+    """Show the results of a run that is finished.
+
+    Args:
+        folder: of the run.
+        table: lays out its results.
+        console: where they are shown.
+
+    Returns:
+        Whether it is finished.
+
+    Raises:
+        InputError: its results cannot be read, or are not of such a run.
+    """
+    if not folder.finished:
+        return False
+    results = stored_results(folder)
+    try:
+        console.print(table(results))
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{folder.path / _RESULTS}: is not of such a run") from error
+    console.print(f"finished before: {folder.path}", highlight=False, soft_wrap=True)
+    return True
+
+
 def finish(folder: RunFolder, results: dict[str, Any]) -> None:
-    """Write the results, which makes the run finished, and drop its checkpoint."""
+    """Write the results, which makes the run finished, and drop its checkpoint and its lock."""
     write_json_atomic(folder.path / _RESULTS, results)
     (folder.path / _CHECKPOINT).unlink(missing_ok=True)
+    (folder.path / _LOCK).unlink(missing_ok=True)
 
 
 def save_arrays(path: Path, *, compress: bool = True, **arrays: np.ndarray) -> None:

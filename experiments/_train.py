@@ -21,10 +21,10 @@ from rich.table import Table
 
 from experiments._attacks import check_count, check_positive
 from experiments._checkpoints import load_checkpoint, save_checkpoint
-from experiments._cli import Terminated, use_all_cores
+from experiments._cli import Terminated, images_bar, use_all_cores
 from experiments._evaluation import digest
 from experiments._report import run_environment, write_json_atomic
-from experiments._runs import RunFolder, claim, default_folder, finish, stored_results
+from experiments._runs import RunFolder, claim, default_folder, finish, show_finished
 from experiments._training import (
     STANDARD,
     Hooks,
@@ -35,7 +35,6 @@ from experiments._training import (
     check_recipe,
     initial_state,
     learning_rates,
-    loading_bar,
     progress_bar,
     steps_of,
     train,
@@ -163,7 +162,7 @@ def plan_of(data: str, defense: DefenseName) -> Plan:
     Tiny ImageNet, with 2 steps of the attack there. Where a paper names no recipe, as the latter
     for CIFAR-10, it is that of MNIST; ℓ∞ training has the dataset's own.
     """
-    standard, colour = STANDARD[data], describe(data).image_shape[-1] == 3
+    standard, colour = STANDARD[data], describe(data).colour
     changes = {"padding": standard.padding, "flip": standard.flip}
     if defense == "plain":
         return Plan(standard, None)
@@ -232,15 +231,19 @@ def run_training(config: TrainOptions, command: str) -> None:
     }
     path = config.out or default_folder(f"train-{config.defense}", settings)
     folder = claim(path, settings) if first else RunFolder(path, (path / "results.json").is_file())
-    if folder.finished and (folder.path / WEIGHTS).is_dir():
-        console.print(_stored_table(folder))
-        console.print(f"finished before: {folder.path}", highlight=False, soft_wrap=True)
+    if (folder.path / WEIGHTS).is_dir() and show_finished(folder, results_table, console):
         return
     if first:
         write_json_atomic(folder.path / MODEL_NAME, {"model": model_name})
 
     defense = defense_of(config.defense, training.images.shape[1:3], protocol)
     steps = steps_of(recipe, len(training.labels))
+    console.print(
+        f"{model_name}, {config.defense}: {recipe.epochs} epochs in {steps:,} steps of "
+        f"{recipe.batch_size} images; {recipe.optimizer} at {recipe.learning_rate:g}, "
+        f"{recipe.schedule}; {jax.device_count()} devices",
+        highlight=False,
+    )
     begin = start and start.variables
     state = initial_state(model, training.images.shape[1:], recipe, steps, begin)
     state, before = _resumed(folder, state)
@@ -365,7 +368,7 @@ def _precision(name: str, model: str) -> Any:
 
 def _loaded(name: str, split: str, config: TrainOptions, console: Console) -> RawDataset:
     """A split of the dataset, with a progress bar where it takes long."""
-    with loading_bar(f"reading {name}, {split}", console.quiet) as show:
+    with images_bar(f"reading {name}, {split}", console.quiet) as show:
         dataset = read(name, split, config.data_dir, progress=show)
     console.print(f"{split}: {name}, {len(dataset.labels):,} images", highlight=False)
     return dataset
@@ -492,13 +495,6 @@ class _Log:
         for name, value in record.items():
             if value is not None and name not in ("step", "epoch"):
                 self._board.add_scalar(name, value, record["step"])
-
-
-def _stored_table(folder: RunFolder) -> Table:
-    try:
-        return results_table(stored_results(folder))
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{folder.path / 'results.json'}: is not of a training") from error
 
 
 def _drop_lines_after(path: Path, step: int) -> dict[str, Any]:

@@ -330,25 +330,6 @@ def progress_bar(title: str, steps: int, begun: int = 0) -> Iterator[Callable[..
         yield show
 
 
-@contextlib.contextmanager
-def loading_bar(title: str, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """Show on the terminal how much of a dataset has been read while the block runs.
-
-    Args:
-        title: What stands before the bar.
-        quiet: Whether to show nothing.
-
-    Yields:
-        (images done, of how many) ↦ None.
-    """
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TimeRemainingColumn())
-    disable = quiet or not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=disable) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
 # Standard models ----------------------------------------------------------------------------------
 
 

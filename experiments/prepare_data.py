@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from experiments._cli import run_command
+from experiments._cli import images_bar, run_command
 from wasserstein_adv.data import prepare, split_sizes
 
 
@@ -43,33 +41,13 @@ def main(config: PrepareConfig) -> None:
     Raises:
         InputError: as `wasserstein_adv.data.prepare`.
     """
-    with _progress_bar() as bar:
-        task = bar.add_task(config.name, total=None)
-        folder, made = prepare(
-            config.name,
-            config.source,
-            config.data_dir,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+    with images_bar(config.name) as show:
+        folder, made = prepare(config.name, config.source, config.data_dir, progress=show)
     if not made:
         print(f"{config.name}: already prepared at {folder}, nothing to do")
         return
     sizes = ", ".join(f"{size:,} {split}" for split, size in split_sizes(folder).items())
     print(f"{config.name}: prepared at {folder} ({sizes} images)")
-
-
-def _progress_bar() -> Progress:
-    """A progress bar in images, where stderr is a terminal, that goes away when it is done."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f} images"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(file=sys.stderr),  # as it is now: TFDS's output is sent elsewhere
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from experiments._evaluation import (
 )
 from experiments._grid import Cell, file_name, row, run_cells, share_inside
 from experiments._report import COLOURS, markdown_lines, new_figure, save_figure, write_text
-from experiments._runs import claim, default_folder, save_arrays, stored_results
+from experiments._runs import claim, default_folder, save_arrays, show_finished
 from experiments._weights import load_weights
 from wasserstein_adv.attacks import first_success
 from wasserstein_adv.data import describe
@@ -120,7 +120,7 @@ def main(config: RobustnessTableConfig) -> None:
     """
     check_batch_size(config.batch_size)
     check_count("distance_images", config.distance_images)
-    colour = describe(config.data).image_shape[-1] > 1
+    colour = describe(config.data).colour
     protocols = protocols_of(config.attacks, config.steps, colour=colour)
     paths = named_paths(config.checkpoints)
     check_seed(config.seed)
@@ -137,9 +137,7 @@ def main(config: RobustnessTableConfig) -> None:
         "seed": config.seed,
     }
     folder = claim(config.out or default_folder("robustness-table", settings), settings)
-    if folder.finished:
-        console.print(results_table(stored_results(folder)))
-        console.print(f"finished before: {folder.path}", highlight=False, soft_wrap=True)
+    if show_finished(folder, results_table, console):
         return
     subjects = {
         name: with_model(subject, config.data_dir, config.seed, console)

@@ -1,10 +1,9 @@
 """The attack commands on colour images: settings, budgets over all channels, what a run leaves."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
+from run_files import results_of
 
 from experiments import _evaluation, attack_cifar10, attack_tiny_imagenet
 from experiments._attacks import FAMILIES, presets_of, settings_of
@@ -62,7 +61,7 @@ def test_an_attack_on_cifar10_stays_in_the_budget_of_all_channels(
     out = tmp_path / "run"
     command = (attack_cifar10.main, attack_cifar10.AttackCifar10Config)
     assert run_command(*command, [*arguments, "--out", str(out)]) == 0
-    results = json.loads((out / "results.json").read_text("utf-8"))
+    results = results_of(out)
     assert results["dataset"]["name"] == "cifar10"
     assert results["attack"]["reg"] == 3000.0
     with np.load(out / "adversarial.npz") as stored, np.load(out / "radii.npz") as radii:

@@ -1,9 +1,8 @@
 """The main command: what it leaves, how it goes on after an interruption, what it refuses."""
 
-import json
-
 import numpy as np
 import pytest
+from run_files import contents, results_of
 
 from experiments import _evaluation, attack_mnist
 from experiments._cli import run_command
@@ -26,14 +25,10 @@ def command(weights, tmp_path, monkeypatch):
     return run
 
 
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 def test_leaves_evidence_and_is_not_repeated(command, tmp_path, capsys):
     assert command("--radii", "0.3", "1.0") == 0
     run = tmp_path / "run"
-    results = json.loads((run / "results.json").read_text())
+    results = results_of(run)
     radii = np.load(run / "radii.npz")
     assert results["dataset"] == {"name": "mnist-5k", "split": "test", "num_images": 6}
     assert results["adversarial_accuracy"] == {

@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from run_files import contents, results_of
 
 from experiments import _evaluation, _grid, compare, verify
 from experiments._attacks import FAMILIES
@@ -70,14 +71,6 @@ def finished(command, tmp_path_factory):
 def copy(finished, tmp_path):
     """A copy of it, to be changed."""
     return shutil.copytree(finished, tmp_path / "run")
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def results_of(folder):
-    return json.loads((folder / "results.json").read_text())
 
 
 def file_of(folder, name):

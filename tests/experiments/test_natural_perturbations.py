@@ -1,11 +1,11 @@
 """Rotations and translations against what is known of them, and the command that measures them."""
 
 import io
-import json
 import math
 
 import numpy as np
 import pytest
+from run_files import contents, results_of
 
 from experiments import _evaluation
 from experiments import _transforms as transforms
@@ -191,16 +191,12 @@ def command(weights, tmp_path, monkeypatch):
     return run
 
 
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 @pytest.mark.parametrize("amount", ["up-to", "exact"])
 def test_leaves_evidence_and_is_not_repeated(command, digits, tmp_path, capsys, amount):
     assert command("--amount", amount, "--seed", "5") == 0
     printed = capsys.readouterr().out
     run = tmp_path / "run"
-    results = json.loads((run / "results.json").read_text())
+    results = results_of(run)
     assert results["dataset"] == {"name": "mnist-5k", "split": "test", "num_images": 12}
     assert {"seconds", "environment", "seed", "command", "model", "nominal"} <= set(results)
     assert (run / "perturbations.png").read_bytes().startswith(b"\x89PNG")
@@ -267,9 +263,7 @@ def test_goes_on_after_an_interruption(command, tmp_path, monkeypatch):
     done.clear()
     assert command(out="parts") == 0
     assert [p.size for p in done] == [20, 20] and done[0].kind == "rotation"
-    whole, parts = (
-        json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "parts")
-    )
+    whole, parts = (results_of(tmp_path / name) for name in ("whole", "parts"))
     assert whole["perturbations"] == parts["perturbations"]
 
 
@@ -284,7 +278,7 @@ def test_images_whose_rows_are_alike_are_counted(command, tmp_path, monkeypatch,
     draws = np.tile([0.0, -0.9, -0.9], (12, 1))
     monkeypatch.setattr(command_module, "random_draws", lambda *_: draws)
     assert command("--rotations") == 0
-    part = json.loads((tmp_path / "run" / "results.json").read_text())["perturbations"][0]
+    part = results_of(tmp_path / "run")["perturbations"][0]
     assert part["procrustes"]["undefined"] == 2
     assert part["global"]["with_plan"] == 0.75
     assert part["local"]["with_plan"] <= 0.75

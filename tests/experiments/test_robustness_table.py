@@ -6,6 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from run_files import contents, results_of
 
 from experiments import _grid, robustness_table
 from experiments._attacks import FAMILIES
@@ -84,14 +85,6 @@ def finished(command, tmp_path_factory):
 def copy(finished, tmp_path):
     """A copy of it, to be changed."""
     return shutil.copytree(finished, tmp_path / "run")
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def results_of(folder):
-    return json.loads((folder / "results.json").read_text())
 
 
 def arrays_of(folder, name):

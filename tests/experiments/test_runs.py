@@ -1,6 +1,10 @@
 """The folder of a run: whose it is, and what is kept in it."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
+from subprocess import PIPE
 
 import numpy as np
 import pytest
@@ -27,7 +31,7 @@ def folder(tmp_path):
 
 def test_claim_makes_a_folder_and_takes_it_again(folder):
     assert not folder.finished
-    assert [p.name for p in folder.path.iterdir()] == ["settings.json"]
+    assert {p.name for p in folder.path.iterdir()} == {"settings.json", ".lock"}
     assert claim(folder.path, SETTINGS) == folder
 
 
@@ -41,6 +45,26 @@ def test_another_run_is_named_and_left_alone(folder, change):
     with pytest.raises(InputError, match=f"another {next(iter(change))}"):
         claim(folder.path, {**SETTINGS, **change})
     assert (folder.path / "settings.json").read_bytes() == before
+
+
+def test_a_folder_belongs_to_one_process_until_that_ends(tmp_path):
+    hold = f"""
+import sys
+from pathlib import Path
+from experiments._runs import claim
+claim(Path({str(tmp_path / "run")!r}), {{"seed": 0}})
+print("held", flush=True)
+sys.stdin.read()
+"""
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=PIPE, stdout=PIPE, text=True, cwd=root
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match="another process is at work in it"):
+            claim(tmp_path / "run", {"seed": 0})
+        other.kill()
+    assert not claim(tmp_path / "run", {"seed": 0}).finished
 
 
 def test_what_is_no_run_is_refused(tmp_path):
@@ -83,7 +107,8 @@ def test_checkpoint_comes_back(folder):
     assert seconds == 2.5
     np.testing.assert_array_equal(found["a"], TREE["a"])
     np.testing.assert_array_equal(found["b"][0], TREE["b"][0])
-    assert {p.name for p in folder.path.iterdir()} == {"settings.json", "checkpoint.npz"}
+    assert (folder.path / "checkpoint.npz").is_file()
+    assert not list(folder.path.glob(".*partial"))
 
 
 def test_checkpoint_of_other_shapes_is_not_used(folder):

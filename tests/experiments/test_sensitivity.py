@@ -1,11 +1,11 @@
 """The command that changes one parameter of the unbalanced attack at a time."""
 
 import io
-import json
 
 import numpy as np
 import pytest
 from rich.console import Console
+from run_files import contents, results_of
 
 from experiments import _evaluation, _grid
 from experiments import sensitivity as command_module
@@ -35,10 +35,6 @@ def command(weights, tmp_path, monkeypatch):
     return run
 
 
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 def test_goes_on_after_an_interruption_and_leaves_evidence(command, tmp_path, monkeypatch, capsys):
     run, measure, titles = tmp_path / "run", _grid._run, []
 
@@ -58,7 +54,7 @@ def test_goes_on_after_an_interruption_and_leaves_evidence(command, tmp_path, mo
     assert (run / "tau-0.1.npz").read_bytes() == kept
 
     printed = capsys.readouterr().out
-    results = json.loads((run / "results.json").read_text())
+    results = results_of(run)
     assert results["dataset"] == {"name": "mnist-5k", "split": "test", "num_images": _COUNT}
     assert {"environment", "seed", "command", "model", "settings"} <= set(results)
     assert (run / "sensitivity.png").read_bytes().startswith(b"\x89PNG")

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from run_files import results_of
 
 from experiments._checkpoints import load_checkpoint, save_checkpoint
 from experiments._runs import RunFolder
@@ -75,7 +76,7 @@ def test_a_training_that_is_killed_again_and_again_ends_with_the_same_weights(da
     status, told = run(data_dir, broken, "SIGTERM step 13")
     assert status == SIGTERM, told
     assert taken(broken) == 13 - 7
-    assert told.splitlines()[-1] == "interrupted; the same command goes on from here"
+    assert told.splitlines()[-1] == "interrupted; run the same command again to go on"
     assert max(int(path.name) for path in (broken / "checkpoints").iterdir()) == 13
     status, told = run(data_dir, broken)
     assert status == 0, told
@@ -95,10 +96,8 @@ def test_a_training_that_is_killed_again_and_again_ends_with_the_same_weights(da
         line["step"]: line.get("test_accuracy") for line in whole
     }
     assert list((broken / "tensorboard").iterdir())
-    results = json.loads((broken / "results.json").read_text("utf-8"))
-    assert results["accuracy"]["test"] == json.loads(
-        (tmp_path / "whole" / "results.json").read_text("utf-8")
-    )["accuracy"]["test"]  # fmt: skip
+    results = results_of(broken)
+    assert results["accuracy"] == results_of(tmp_path / "whole")["accuracy"]
 
 
 def state(step: int, shape: tuple[int, ...] = (3, 4)) -> TrainState:

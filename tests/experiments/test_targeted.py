@@ -1,11 +1,11 @@
 """The command that attacks every class towards every other one."""
 
 import io
-import json
 
 import numpy as np
 import pytest
 from rich.console import Console
+from run_files import contents, results_of
 
 from experiments import _evaluation
 from experiments import targeted as command_module
@@ -69,10 +69,6 @@ def command(weights, tmp_path, monkeypatch):
         return run_command(command_module.main, command_module.TargetedConfig, argv)
 
     return run
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 # What is attacked, and what is made of it ---------------------------------------------------------
@@ -154,7 +150,7 @@ def test_goes_on_after_an_interruption_and_leaves_evidence(command, tmp_path, mo
     assert not (run / "checkpoint.npz").exists()
 
     printed = capsys.readouterr().out
-    results = json.loads((run / "results.json").read_text())
+    results = results_of(run)
     assert {"environment", "seed", "command", "model", "settings", "seconds"} <= set(results)
     assert (run / "targeted.png").read_bytes().startswith(b"\x89PNG")
     dataset, pairs = load("mnist-5k", "test"), np.load(run / "pairs.npz")

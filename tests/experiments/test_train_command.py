@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from run_files import results_of
 
 from experiments import _train, train_mnist
 from experiments._cli import run_command
@@ -101,7 +102,7 @@ def test_trains_and_leaves_weights_metrics_and_results(command, tmp_path, capfd)
     assert sorted(path.name for path in run.iterdir()) == [
         "metrics.jsonl", MODEL_NAME, "results.json", "settings.json", "tensorboard", "weights",
     ]  # fmt: skip
-    results = json.loads((run / "results.json").read_text("utf-8"))
+    results = results_of(run)
     assert results["recipe"]["epochs"] == 2
     assert results["images"] == {"train": 24, "test": 24}
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]

@@ -1,9 +1,8 @@
 """The commands of the unbalanced attack: what they leave, what they refuse."""
 
-import json
-
 import numpy as np
 import pytest
+from run_files import results_of
 
 from experiments import (
     _evaluation,
@@ -43,7 +42,7 @@ def command(weights, tmp_path, monkeypatch):
 def test_attack_reports_what_became_of_the_mass(command, tmp_path):
     options = ("--attack", "unbalanced", "--steps", "2", "--keep", "first-success")
     assert command("attack", *options) == 0
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    results = results_of(tmp_path / "run")
     measures = np.load(tmp_path / "run" / "measures.npz")
     images = np.load(tmp_path / "run" / "adversarial.npz")
     assert results["attack"] | PAPER._replace(steps=2)._asdict() == results["attack"]
@@ -80,7 +79,7 @@ def test_table_and_onset_resume_and_are_not_repeated(command, tmp_path, capsys, 
     assert command(*table) == 130
     assert command(*table) == 0
     assert [name.split(" ", 1)[0] for name in cells] == ["1/4", "2/4", "3/4", "3/4", "4/4"]
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    results = results_of(tmp_path / "run")
     rows = {row["attack"]: row for row in results["rows"]}
     assert list(rows) == ["no projection", "published", "exact", "exact, transport"]
     assert "moved" not in rows["no projection"]
@@ -100,7 +99,7 @@ def test_table_and_onset_resume_and_are_not_repeated(command, tmp_path, capsys, 
 
 def test_onset_maps_every_setting(command, tmp_path):
     assert command("onset", "--taus", "0.01", "0.3", "--scales", "0.2") == 0
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    results = results_of(tmp_path / "run")
     assert [(row["tau"], row["scale"]) for row in results["rows"]] == [(0.01, 0.2), (0.3, 0.2)]
     dear = results["rows"][1]
     assert dear["moved"]["mean"] > dear["unmatched"]["mean"]

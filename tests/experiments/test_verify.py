@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from run_files import contents
 
 from experiments import _evaluation, attack_mnist, verify
 from experiments._cli import run_command
@@ -54,12 +55,6 @@ def check(capsys):
         return status, capsys.readouterr()
 
     return run
-
-
-def contents(folder):
-    if not folder.is_dir():
-        return None
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def disagreeing(table):

@@ -26,6 +26,11 @@ class Spec(NamedTuple):
     image_shape: tuple[int, int, int]
     classes: int
 
+    @property
+    def colour(self) -> bool:
+        """Whether the images have colours: more channels than one."""
+        return self.image_shape[-1] > 1
+
 
 class Layout(NamedTuple):
     """One way in which a dataset is published.
