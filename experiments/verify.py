@@ -4,7 +4,7 @@ python -m experiments.verify RUN_DIR
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,24 +12,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import tyro
 from jaxtyping import Bool, Float
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from experiments._attack import distance_summary
 from experiments._attacks import FAMILIES, INSIDE, Family, check_count, check_settings
+from experiments._claims import Claim, claims_table, each_equal, entries, entries_as_one, holds
 from experiments._cli import run_command
 from experiments._evaluation import measure_distances, rulers
-from experiments._grid import file_name, transport_summary
+from experiments._grid import Cell, file_name, transport_summary
 from experiments._runs import RunFolder, stored_results
 from experiments.compare import Entry, accuracy_at_distances, cell_of, row_of
+from experiments.robustness_table import cell_of as cell_of_table
+from experiments.robustness_table import cell_results, distances_of
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.geometry import Cost
 from wasserstein_adv.metrics import accuracy_at, wilson_interval
-
-# How far apart two numbers may be that agree.
-_RELATIVE = 1e-6
-_ABSOLUTE = 1e-7  # the solver's digits, in pixels, and float32's, in shares of the mass
 
 _ROUNDING = 1e-6  # of a pixel, in float32
 _IMAGES = ("clean", "adversarial", "before_clamp", "image")
@@ -49,27 +46,10 @@ class VerifyConfig:
     """
 
     run_dir: tyro.conf.Positional[Path]
-    """Folder of a finished run of attack_mnist, attack_fashion_mnist or compare."""
+    """Folder of a finished run of attack_mnist or its like, compare or robustness_table."""
 
     images: int | None = None
     """Measure the distances of so many images only, from the first. By default of all."""
-
-
-class Claim(NamedTuple):
-    """Something that a run recorded, beside what it should be."""
-
-    name: str
-    """An array, an entry of `results.json` by its keys, or a sentence about the arrays."""
-    recorded: str
-    recomputed: str
-    wrong: int
-    """In how many of its values the two differ."""
-    values: int
-
-    @property
-    def agrees(self) -> bool:
-        """Whether they differ in none."""
-        return self.wrong == 0
 
 
 class Arrays(dict[str, np.ndarray]):
@@ -109,19 +89,22 @@ def main(config: VerifyConfig) -> None:
 
 
 def check_run(folder: Path, images: int | None = None) -> list[tuple[str, list[Claim]]]:
-    """Check a run of attack_mnist, attack_fashion_mnist or compare.
+    """Check a run of attack_mnist or its like, of compare or of robustness_table.
 
     Args:
         folder: the run's; only read.
         images: on how many images, from the first, to measure distances; None for all.
 
     Returns:
-        All that the run claims, under a title for each attack.
+        All that the run claims, under a title for each attack, and in a table for each model under
+        each.
 
     Raises:
         InputError: the folder holds no such run, or a damaged one.
     """
     results = _results(folder)
+    if "cells" in results:
+        return _check_table(folder, results, images)
     check = _check_comparison if "accuracy_at_distance" in results else _check_one
     return check(folder, results, images)
 
@@ -143,7 +126,7 @@ def _check_one(
 
     claims = [*_num_images(results, count)]
     for name in sorted(images_file.keys() & measures_file.keys()):
-        claims.append(_each(f"{name}, in both files", images_file[name], measures_file[name]))
+        claims.append(each_equal(f"{name}, in both files", images_file[name], measures_file[name]))
     claims += check_attack(family, settings, arrays, results, min(images or count, count))
     if family.ball is not None and recorded.get("keep") == "first-success":
         # An image that needs no attack keeps radius 0. Other rules may prefer a later iterate.
@@ -164,13 +147,14 @@ def _check_comparison(
         run_file = _load(folder / f"{file_name(entry.name)}.npz")
         _check_shapes(clean, run_file)
         arrays = Arrays(run_file.where, run_file | clean_file)
-        measured = _measure_entry(entry, arrays, min(images or len(clean), len(clean)))
+        cell = cell_of(entry, clean.shape[1:3])
+        measured = _measure_cell(cell, entry.name, arrays, min(images or len(clean), len(clean)))
         arrays.update(_with_the_rest(measured, arrays))
         right.append((arrays["budget"] > 0) | ~arrays["success"])
         claims = [
-            *_check_entry(entry, arrays, run_file, measured),
-            _holds("right without an attack as in the first run", right[-1] == right[0]),
-            _together("row", row, row_of(entry, arrays)),
+            *_check_cell(FAMILIES[entry.family], entry.settings, arrays, run_file, measured),
+            holds("right without an attack as in the first run", right[-1] == right[0]),
+            entries_as_one("row", row, row_of(entry, arrays)),
         ]
         tables.append((entry.name, claims))
         found[entry.name] = arrays
@@ -178,10 +162,52 @@ def _check_comparison(
     claims = [
         *_num_images(results, len(clean)),
         _is_image("clean", clean),
-        *_entries("nominal_accuracy", results.get("nominal_accuracy"), np.mean(right[0])),
-        _together("accuracy_at_distance", results["accuracy_at_distance"], curves),
+        *entries("nominal_accuracy", results.get("nominal_accuracy"), np.mean(right[0])),
+        entries_as_one("accuracy_at_distance", results["accuracy_at_distance"], curves),
     ]
     return [*tables, ("all attacks", claims)]
+
+
+def _check_table(
+    folder: Path, results: Mapping[str, Any], images: int | None
+) -> list[tuple[str, list[Claim]]]:
+    """Check a run of robustness_table: each of its models under each attack, then the images."""
+    clean_file = _load(folder / "clean.npz")
+    clean = clean_file["clean"]
+    _check_shapes(clean, clean_file)
+    count, colour = len(clean), clean.shape[-1] > 1
+    kept = _part(results, "settings").get("distance_images")
+    if type(kept) is not int or not 1 <= kept <= count:
+        raise InputError(f"{folder}: settings.distance_images is {kept!r} in its results")
+    models, tables, right = _part(results, "models"), [], {}
+    for cell in _cells(results, folder):
+        family, attack = FAMILIES[cell.attack], cell.attack
+        name = f"{cell.model} {attack}"
+        ground = cell_of_table(attack, cell.settings, clean.shape[1:3])
+        file = _load(folder / f"{file_name(name)}.npz")
+        _check_shapes(
+            clean, file, kept={name: kept for name in ("image", "distance", *ground.others)}
+        )
+        arrays = Arrays(file.where, file | clean_file)
+        measured = _measure_cell(ground, name, arrays, min(images or kept, kept))
+        arrays.update(_with_the_rest(measured, arrays))
+        found = cell_results(
+            arrays, attack, cell.settings.steps, distances_of(attack, colour=colour)
+        )
+        recorded = {key: cell.recorded.get(key) for key in found}
+        needless = arrays["success"] & (arrays["steps"] == 0)
+        first = right.setdefault(cell.model, ~needless)
+        claims = [
+            *_check_cell(family, cell.settings, arrays, file, measured),
+            holds("right without an attack as under the first", first == ~needless),
+            entries_as_one("cell", recorded, found),
+        ]
+        tables.append((name, claims))
+    claims = [*_num_images(results, count), _is_image("clean", clean)]
+    for model, hits in right.items():
+        nominal = {f"models.{model}.{key}": value for key, value in _part(models, model).items()}
+        claims += _shares(nominal, f"models.{model}.nominal", hits)
+    return [*tables, ("all cells", claims)]
 
 
 def check_attack(
@@ -216,24 +242,24 @@ def check_attack(
 
 
 def _num_images(results: Mapping[str, Any], count: int) -> Iterator[Claim]:
-    yield from _entries("dataset.num_images", _part(results, "dataset").get("num_images"), count)
+    yield from entries("dataset.num_images", _part(results, "dataset").get("num_images"), count)
 
 
 def _check_images(arrays: Mapping[str, np.ndarray]) -> Iterator[Claim]:
     for name in ("clean", "adversarial"):
         yield _is_image(name, arrays[name])
     off = np.abs(np.clip(arrays["before_clamp"], 0, 1) - arrays["adversarial"])
-    yield _holds("adversarial = clamped before_clamp", _throughout(off <= _ROUNDING))
+    yield holds("adversarial = clamped before_clamp", _throughout(off <= _ROUNDING))
     yield _is_answered(arrays)
 
 
 def _is_image(name: str, images: Float[np.ndarray, "n h w c"]) -> Claim:
-    return _holds(f"{name} in [0, 1]", _throughout((images >= 0) & (images <= 1)))
+    return holds(f"{name} in [0, 1]", _throughout((images >= 0) & (images <= 1)))
 
 
 def _is_answered(arrays: Mapping[str, np.ndarray]) -> Claim:
     fooled = arrays["prediction"] != arrays["label"]
-    return _holds("success where prediction ≠ label", arrays["success"] == fooled)
+    return holds("success where prediction ≠ label", arrays["success"] == fooled)
 
 
 def _check_budgets(
@@ -245,12 +271,13 @@ def _check_budgets(
     """The claims of the radii at which the images were found."""
     budget = arrays["budget"]
     reached = np.where(arrays["success"], budget, np.inf)
-    yield _holds("radius = budget of a success", arrays["radius"] == reached)
+    yield holds("radius = budget of a success", arrays["radius"] == reached)
     if family.ball is not None:
         largest = family.ball.largest(settings) * (1 + INSIDE)
-        yield _holds("budget ≤ the attack's largest radius", (budget >= 0) & (budget <= largest))
-    unchanged = _throughout(np.abs(images - arrays["clean"]) <= _ROUNDING)
-    yield _holds("no budget, no change", unchanged | (budget > 0))
+        yield holds("budget ≤ the attack's largest radius", (budget >= 0) & (budget <= largest))
+    seen = len(images)
+    unchanged = _throughout(np.abs(images - arrays["clean"][:seen]) <= _ROUNDING)
+    yield holds("no budget, no change", unchanged | (budget[:seen] > 0))
 
 
 def _check_ball(
@@ -271,7 +298,7 @@ def _check_ball(
     stored = {name: arrays[name] for name in (*parts, "mass_change")}
     found = _measure(clean, parts, "global_distance", images)
     for name, values in found.items():
-        yield _each(name, stored[name][:images], values)
+        yield each_equal(name, stored[name][:images], values)
     results = {
         "adversarial_accuracy": dict(zip(accuracies, curve.accuracy, strict=True)),
         "adversarial_interval": dict(zip(accuracies, ends, strict=True)),
@@ -280,7 +307,7 @@ def _check_ball(
         "distance_check": distance_summary(_with_the_rest(found, stored), arrays["budget"]),
     }
     for name, value in results.items():
-        yield from _entries(name, recorded.get(name), value)
+        yield from entries(name, recorded.get(name), value)
 
 
 def _check_unbalanced(
@@ -296,7 +323,7 @@ def _check_unbalanced(
     plans = {name: arrays[name] for name in ("plan_cost", "moved", "unmatched")}
     found = _measure(clean, {"distance": (adversarial, cost, None)}, "distance", images)
     for name, values in found.items():
-        yield _each(name, stored[name][:images], values)
+        yield each_equal(name, stored[name][:images], values)
 
     success = arrays["success"].astype(bool)
     yield from _shares(recorded, "attack", ~success)
@@ -306,38 +333,39 @@ def _check_unbalanced(
         "budget": settings.radius,
         "residual": np.max(arrays["residual"]),
     }
-    yield from _entries("transport", recorded.get("transport"), transport)
+    yield from entries("transport", recorded.get("transport"), transport)
     if "accuracy_after_steps" in recorded:
         after = _part(recorded, "accuracy_after_steps")
         needed = np.where(success, arrays["steps"], np.inf)
         curve = accuracy_at(needed, np.arange(len(after)))
         shares = [after.get(str(step)) for step in range(len(after))]
         kept = np.array([share if isinstance(share, float) else np.nan for share in shares])
-        yield _each("accuracy_after_steps", kept, curve.accuracy, "step")
+        yield each_equal("accuracy_after_steps", kept, curve.accuracy, "step")
 
 
-def _check_entry(
-    entry: Entry,
+def _check_cell(
+    family: Family,
+    settings: Any,
     arrays: Mapping[str, np.ndarray],
     stored: Mapping[str, np.ndarray],
     measured: Mapping[str, Float[np.ndarray, "m"]],
 ) -> Iterator[Claim]:
-    """The claims of one run of a comparison: `stored` is its file, `measured` anew."""
+    """The claims of one attack among several: `stored` is its file, `measured` anew."""
     yield _is_image("image", arrays["image"])
     yield _is_answered(arrays)
-    yield from _check_budgets(FAMILIES[entry.family], entry.settings, arrays, arrays["image"])
+    yield from _check_budgets(family, settings, arrays, arrays["image"])
     for name, values in measured.items():
-        yield _each(name, stored[name][: len(values)], values)
+        yield each_equal(name, stored[name][: len(values)], values)
 
 
 def _shares(recorded: Mapping[str, Any], name: str, hits: Bool[np.ndarray, "n"]) -> Iterator[Claim]:
     """The claims of an accuracy and its interval."""
-    entries = {
+    found = {
         f"{name}_accuracy": np.mean(hits),
         f"{name}_interval": wilson_interval(int(np.sum(hits)), len(hits)),
     }
-    for entry, value in entries.items():
-        yield from _entries(entry, recorded.get(entry), value)
+    for entry, value in found.items():
+        yield from entries(entry, recorded.get(entry), value)
 
 
 # Distances ----------------------------------------------------------------------------------------
@@ -378,16 +406,16 @@ def _measure(
     return measured
 
 
-def _measure_entry(
-    entry: Entry, arrays: Mapping[str, np.ndarray], images: int
+def _measure_cell(
+    cell: Cell, name: str, arrays: Mapping[str, np.ndarray], images: int
 ) -> dict[str, Float[np.ndarray, "m"]]:
-    """`_measure` of a run of a comparison; an image that no distance is defined for is infinitely
-    far, so that it counts as one that fools nobody."""
-    clean, image = arrays["clean"], arrays["image"]
-    cell = cell_of(entry, clean.shape[1:3])
+    """`_measure` of one attack among several; an image that no distance is defined for is
+    infinitely far, so that it counts as one that fools nobody."""
+    image = arrays["image"]
+    clean = arrays["clean"][: len(image)]
     ground = {"distance": (cell.cost, None), **cell.others}
     parts = {name: (image, cost, window) for name, (cost, window) in ground.items()}
-    measured = _measure(clean, parts, "distance", images, f"{entry.name}: distances")
+    measured = _measure(clean, parts, "distance", images, f"{name}: distances")
     return {name: np.where(np.isnan(values), np.inf, values) for name, values in measured.items()}
 
 
@@ -404,84 +432,6 @@ def _with_the_rest(
 def _throughout(pixels: Bool[np.ndarray, "n h w c"]) -> Bool[np.ndarray, "n"]:
     """Which images have something in all pixels."""
     return pixels.all((1, 2, 3))
-
-
-# Comparing ----------------------------------------------------------------------------------------
-
-
-def _close(recorded: np.ndarray, found: np.ndarray) -> Bool[np.ndarray, "..."]:
-    return np.isclose(recorded, found, _RELATIVE, _ABSOLUTE, equal_nan=True)
-
-
-def _holds(name: str, holds: Bool[np.ndarray, "n"]) -> Claim:
-    """The claim that something is true of every image."""
-    failing = np.flatnonzero(~holds)
-    everywhere = f"{len(holds)} images"
-    found = f"not image {failing[0]}" if len(failing) else everywhere
-    return Claim(name, everywhere, found, len(failing), len(holds))
-
-
-def _each(
-    name: str, recorded: Float[np.ndarray, "n"], found: Float[np.ndarray, "n"], unit: str = "image"
-) -> Claim:
-    """The claim that two arrays are equal; it shows the first values that are not."""
-    differing = np.flatnonzero(~_close(recorded, found))
-    if len(differing):
-        first = differing[0]
-        cells = [f"{unit} {first}: {values[first]:.10g}" for values in (recorded, found)]
-    else:
-        cells = [f"{len(found)} {unit}s"] * 2
-    return Claim(name, *cells, len(differing), len(found))
-
-
-def _entries(name: str, recorded: Any, found: Any) -> Iterator[Claim]:
-    """The claims of an entry of the results: one for each number, or interval, in it."""
-    if isinstance(found, Mapping):
-        recorded = recorded if isinstance(recorded, Mapping) else {}
-        for key in {**found, **recorded}:
-            yield from _entries(f"{name}.{key}", recorded.get(key), found.get(key))
-        return
-    sides = _numbers(recorded), _numbers(found)
-    agrees = sides[0].shape == sides[1].shape and bool(np.all(_close(*sides)))
-    digits = 4 if agrees else 10
-    cells = ["–".join(f"{value:.{digits}g}" for value in side) for side in sides]
-    yield Claim(name, *cells, int(not agrees), 1)
-
-
-def _together(name: str, recorded: Any, found: Mapping[str, Any]) -> Claim:
-    """The claims of an entry of the results as one; it shows the first that does not agree."""
-    claims = list(_entries(name, recorded, found))
-    differing = [claim for claim in claims if not claim.agrees]
-    if differing:
-        first = differing[0]
-        key = first.name.removeprefix(f"{name}.")
-        cells = [f"{key}: {side}" for side in (first.recorded, first.recomputed)]
-    else:
-        cells = [f"{len(claims)} entries"] * 2
-    return Claim(name, *cells, len(differing), len(claims))
-
-
-def _numbers(entry: Any) -> Float[np.ndarray, "k"]:
-    """The numbers of an entry, NaN for one that is not a number or not there."""
-    try:
-        return np.atleast_1d(np.asarray(entry, np.float64)).ravel()
-    except (TypeError, ValueError, OverflowError):
-        return np.array([np.nan])
-
-
-def claims_table(title: str, claims: Sequence[Claim]) -> Table:
-    """Lay out claims for the terminal, those that do not agree in red."""
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("claim", no_wrap=True)
-    for column in ("recorded", "recomputed"):
-        table.add_column(column, justify="right")
-    table.add_column("agrees")
-    for claim in claims:
-        share = f", {claim.wrong} of {claim.values}" if claim.values > 1 else ""
-        agrees = "yes" if claim.agrees else f"no{share}"
-        style = None if claim.agrees else "bold red"
-        table.add_row(claim.name, claim.recorded, claim.recomputed, agrees, style=style)
-    return table
 
 
 # Reading ------------------------------------------------------------------------------------------
@@ -535,6 +485,35 @@ def _runs_compared(
     return found
 
 
+class _TableCell(NamedTuple):
+    """A model under an attack, as a run of robustness_table has it."""
+
+    model: str
+    attack: str
+    settings: Any
+    recorded: Mapping[str, Any]
+
+
+def _cells(results: Mapping[str, Any], folder: Path) -> list[_TableCell]:
+    """The cells of a table: one for each of its models under each of its attacks."""
+    where = folder / "results.json"
+    attacks, models = (_part(_part(results, "settings"), key) for key in ("attacks", "checkpoints"))
+    cells = results["cells"]
+    wanted = [(attack, model) for attack in attacks for model in models]
+    if not isinstance(cells, list) or not all(isinstance(cell, Mapping) for cell in cells):
+        raise InputError(f"{where}: cells is not a list of entries")
+    if [(cell.get("attack"), cell.get("model")) for cell in cells] != wanted:
+        raise InputError(f"{where}: does not have a cell for each model under each attack")
+    settings = {
+        name: _settings(_family(name, folder), _part(attacks, name), f"{folder}: {name}")
+        for name in attacks
+    }
+    return [
+        _TableCell(model, attack, settings[attack], cell)
+        for (attack, model), cell in zip(wanted, cells, strict=True)
+    ]
+
+
 def _family(name: Any, folder: Path) -> Family:
     family = FAMILIES.get(str(name))
     if family is None:
@@ -561,13 +540,15 @@ def _load(path: Path) -> Arrays:
         raise InputError(f"{path}: cannot be read ({type(error).__name__})") from error
 
 
-def _check_shapes(clean: np.ndarray, *files: Arrays) -> None:
-    """Raise InputError unless all arrays are numbers, of as many images as there are."""
+def _check_shapes(clean: np.ndarray, *files: Arrays, kept: Mapping[str, int] = {}) -> None:
+    """Raise InputError unless all arrays are numbers, of as many images as there are, or as `kept`
+    says by name."""
     if clean.ndim != 4 or 0 in clean.shape:
         raise InputError(f"{files[0].where}: clean has shape {clean.shape}, not (n, h, w, c)")
     for file in files:
         for name, array in file.items():
-            shape = () if name in _OF_ALL else clean.shape[: None if name in _IMAGES else 1]
+            images = clean[: kept.get(name)].shape
+            shape = () if name in _OF_ALL else images[: None if name in _IMAGES else 1]
             if array.shape != shape:
                 raise InputError(f"{file.where}: {name} has shape {array.shape}, not {shape}")
             if array.dtype.kind not in "biuf":

@@ -1,15 +1,14 @@
 """The comparison of all attacks: what it leaves, that its numbers are those of the images, and that
 `verify` finds what was changed."""
 
-import json
 import re
 import shutil
 
 import numpy as np
 import pytest
-from run_files import contents, results_of
+from run_files import contents, disagreeing, result, results_of
 
-from experiments import _evaluation, _grid, compare, verify
+from experiments import _evaluation, _grid, compare
 from experiments._attacks import FAMILIES
 from experiments._cli import run_command
 from wasserstein_adv.metrics import exact_distance
@@ -244,52 +243,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(command, tmp_path, capsys, arg
 
 
 # Checking a run -----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def check(capsys, monkeypatch):
-    """Runs verify; returns its exit status and what it printed."""
-    monkeypatch.setenv("COLUMNS", "120")
-
-    def run(folder, *arguments):
-        before = contents(folder)
-        capsys.readouterr()
-        try:
-            status = run_command(verify.main, verify.VerifyConfig, [str(folder), *arguments])
-        except SystemExit as stopped:
-            status = stopped.code
-        assert contents(folder) == before
-        return status, capsys.readouterr()
-
-    return run
-
-
-def disagreeing(printed):
-    """(attack, claim) of the printed claims that do not agree."""
-    found, title = set(), None
-    for line in printed.splitlines():
-        if line.startswith(" "):
-            title = line.strip()
-        elif match := re.match(r"(\S.*?)  .*  no(?:, \d+ of \d+)? *$", line):
-            found.add((title, match[1]))
-    return found
-
-
-def result(*keys, value):
-    """Changes an entry of `results.json`; None removes it."""
-
-    def change(folder):
-        results = results_of(folder)
-        entry = results
-        for key in keys[:-1]:
-            entry = entry[key]
-        if value is None:
-            del entry[keys[-1]]
-        else:
-            entry[keys[-1]] = value
-        (folder / "results.json").write_text(json.dumps(results))
-
-    return change
 
 
 def array(file, name, index, value):

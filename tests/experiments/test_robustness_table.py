@@ -6,7 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from run_files import contents, results_of
+from run_files import contents, disagreeing, result, results_of
 
 from experiments import _grid, robustness_table
 from experiments._attacks import FAMILIES
@@ -369,3 +369,93 @@ def test_bad_input_is_one_line_and_leaves_nothing(command, tmp_path, capsys, giv
     error = capsys.readouterr().err.strip()
     assert error.startswith("error:") and "\n" not in error and named in error
     assert not (tmp_path / "run").exists()
+
+
+# Checking a run -----------------------------------------------------------------------------------
+
+
+def array(file, name, index, value):
+    """Changes an element of an array."""
+
+    def change(folder):
+        arrays = arrays_of(folder, file)
+        arrays[name][index] = value
+        np.savez_compressed(folder / f"{file}.npz", **arrays)
+
+    return change
+
+
+def test_a_sound_table_agrees(finished, check):
+    status, printed = check(finished)
+    assert status == 0
+    assert disagreeing(printed.out) == set()
+    assert all(f"{model} {attack}" in printed.out for attack, model in CELLS)
+
+
+CORNER = (3, 0, 0, 0)
+RIGHT = "right without an attack as under the first"
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (
+            array("plain-flow", "image", CORNER, 0.5),
+            {
+                ("plain flow", name)
+                for name in ("distance", "mass_change", "no budget, no change", "cell")
+            },
+        ),
+        (
+            array("defended-unbalanced", "success", -1, False),
+            {
+                ("defended unbalanced", name)
+                for name in (
+                    "success where prediction ≠ label",
+                    "radius = budget of a success",
+                    RIGHT,
+                    "cell",
+                )
+            },
+        ),
+        (
+            result("cells", 0, "accuracy_at_distances", "0.1", value=2.0),
+            {("plain flow", "cell")},
+        ),
+        (
+            result("models", "plain", "nominal_accuracy", value=0.9),
+            {("all cells", "models.plain.nominal_accuracy")},
+        ),
+    ],
+)
+def test_what_was_changed_is_named(copy, check, change, found):
+    change(copy)
+    status, printed = check(copy)
+    assert status == 1
+    assert disagreeing(printed.out) == found
+
+
+def test_distances_of_some_images_only(copy, check):
+    array("plain-flow", "distance", MEASURED - 1, 0.123)(copy)
+    _, printed = check(copy, "--images", "2")
+    assert ("plain flow", "distance") not in disagreeing(printed.out)
+    assert check(copy)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (result("cells", 0, "model", value="another"), "a cell for each model"),
+        (result("cells", value=3), "cells is not a list"),
+        (result("settings", "distance_images", value=7), "distance_images"),
+        (result("settings", "attacks", "flow", "steps", value="many"), "flow.steps"),
+        (result("models", value=None), "nothing under models"),
+        (lambda run: (run / "plain-flow.npz").unlink(), "plain-flow.npz"),
+    ],
+)
+def test_what_cannot_be_checked_is_one_line(copy, check, change, named):
+    change(copy)
+    status, printed = check(copy)
+    assert status == 2
+    assert printed.err.startswith("error:") and printed.err.count("\n") == 1
+    assert named in printed.err

@@ -1,15 +1,13 @@
 """Checking a finished run: what is sound passes, what was changed is named, nothing is written."""
 
-import functools
-import json
 import re
 import shutil
 
 import numpy as np
 import pytest
-from run_files import contents
+from run_files import disagreeing, result
 
-from experiments import _evaluation, attack_mnist, verify
+from experiments import _evaluation, attack_mnist
 from experiments._cli import run_command
 
 RUNS = {
@@ -39,46 +37,12 @@ def copy(runs, tmp_path, monkeypatch):
     return lambda attack: shutil.copytree(runs / attack, tmp_path / "run")
 
 
-@pytest.fixture
-def check(capsys):
-    """Runs the command; returns its exit status and what it printed, having made sure that it
-    wrote nothing."""
-
-    def run(folder, *arguments):
-        before = contents(folder)
-        capsys.readouterr()
-        try:
-            status = run_command(verify.main, verify.VerifyConfig, [str(folder), *arguments])
-        except SystemExit as stopped:
-            status = stopped.code
-        assert contents(folder) == before
-        return status, capsys.readouterr()
-
-    return run
-
-
-def disagreeing(table):
-    """The claims of a printed table that do not agree."""
-    return set(re.findall(r"^(\S.*?)  .*  no(?:, \d+ of \d+)? *$", table, re.MULTILINE))
+def wrong(printed):
+    """The printed claims that do not agree."""
+    return {claim for _, claim in disagreeing(printed)}
 
 
 # Changes of a run, as functions of its folder -----------------------------------------------------
-
-
-def result(keys, value):
-    """An entry of `results.json`, by its keys with / between them; None removes it."""
-
-    def change(run):
-        path = run / "results.json"
-        results = json.loads(path.read_text())
-        *above, last = keys.split("/")
-        entry = functools.reduce(lambda part, key: part[key], above, results)
-        del entry[last]
-        if value is not None:
-            entry[last] = value
-        path.write_text(json.dumps(results))
-
-    return change
 
 
 def array(file, name, value):
@@ -146,7 +110,7 @@ def test_a_sound_run_agrees(runs, check, attack):
     status, printed = check(runs / attack)
     assert status == 0
     assert re.search(r": all \d+ agree\n$", printed.out)
-    assert disagreeing(printed.out) == set()
+    assert wrong(printed.out) == set()
     assert "100 %" in printed.err
 
 
@@ -182,7 +146,7 @@ ANSWERS = "success where prediction ≠ label"
             pixel(4, np.nan, "adversarial"),
             {"adversarial in [0, 1]", *IN_WINDOW, "global_distance", "mass_change"},
         ),
-        ("projected-sinkhorn", result("attack/p", 2.0), {*IN_WINDOW, "global_distance"}),
+        ("projected-sinkhorn", result("attack", "p", value=2.0), {*IN_WINDOW, "global_distance"}),
         ("flow", pixel(4, -0.1, "adversarial"), {"adversarial in [0, 1]", "global_distance"}),
         ("flow", pixel(4, 1.1, "clean"), {"clean in [0, 1]", "global_distance"}),
         ("flow", pixel(0, 0.5, "adversarial", "before_clamp"), {"no budget, no change"}),
@@ -220,7 +184,7 @@ def test_what_was_changed_is_named(copy, check, attack, change, named):
     change(run)
     status, printed = check(run)
     assert status == 1
-    assert named <= disagreeing(printed.out)
+    assert named <= wrong(printed.out)
 
 
 @pytest.mark.parametrize(
@@ -243,19 +207,19 @@ def test_what_was_changed_is_named(copy, check, attack, change, named):
 )
 def test_a_changed_result_is_named_and_nothing_else(copy, check, attack, keys, value):
     run = copy(attack)
-    result(keys, value)(run)
+    result(*keys.split("/"), value=value)(run)
     status, printed = check(run)
     assert status == 1
-    assert disagreeing(printed.out) == {keys.replace("/", ".")}
+    assert wrong(printed.out) == {keys.replace("/", ".")}
     assert re.search(r": 1 of \d+ do not agree\n$", printed.out)
 
 
 def test_the_step_at_which_the_accuracy_was_changed_is_shown(copy, check):
     run = copy("unbalanced")
-    result("accuracy_after_steps/1", 0.123)(run)
+    result("accuracy_after_steps", "1", value=0.123)(run)
     status, printed = check(run)
     assert status == 1
-    assert disagreeing(printed.out) == {"accuracy_after_steps"}
+    assert wrong(printed.out) == {"accuracy_after_steps"}
     assert "step 1: 0.123 " in printed.out and "no, 1 of 3" in printed.out
 
 
@@ -273,15 +237,15 @@ def test_only_the_first_images_are_measured_on_request(copy, check):
         (lambda run: (run / "results.json").unlink(), "no finished run"),
         (text("results.json", "{"), "results.json"),
         (text("results.json", "[]"), "results.json"),
-        (result("attack", None), "another command"),
-        (result("attack/name", "brute-force"), "brute-force"),
-        (result("attack/name", ["flow"]), "unknown attack"),
-        (result("attack/window", None), "window"),
-        (result("attack/window", 4), "window"),
-        (result("attack/p", -1.0), "--p"),
-        (result("attack/every", 0), "--grow-every"),
-        (result("adversarial_accuracy", None), "adversarial_accuracy"),
-        (result("adversarial_accuracy", {"all": 1}), "all"),
+        (result("attack", value=None), "another command"),
+        (result("attack", "name", value="brute-force"), "brute-force"),
+        (result("attack", "name", value=["flow"]), "unknown attack"),
+        (result("attack", "window", value=None), "window"),
+        (result("attack", "window", value=4), "window"),
+        (result("attack", "p", value=-1.0), "--p"),
+        (result("attack", "every", value=0), "--grow-every"),
+        (result("adversarial_accuracy", value=None), "adversarial_accuracy"),
+        (result("adversarial_accuracy", value={"all": 1}), "all"),
         (lambda run: (run / "adversarial.npz").unlink(), "adversarial.npz"),
         (lambda run: (run / "radii.npz").unlink(), "radii.npz"),
         (text("radii.npz", ""), "radii.npz"),

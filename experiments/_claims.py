@@ -1,0 +1,105 @@
+"""Claims: what a run recorded, beside what it should be."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+# How far apart two numbers may be that agree.
+_RELATIVE = 1e-6
+_ABSOLUTE = 1e-7  # the solver's digits, in pixels, and float32's, in shares of the mass
+
+
+class Claim(NamedTuple):
+    """Something that a run recorded, beside what it should be."""
+
+    name: str
+    """An array, an entry of `results.json` by its keys, or a sentence about the arrays."""
+    recorded: str
+    recomputed: str
+    wrong: int
+    """In how many of its values the two differ."""
+    values: int
+
+    @property
+    def agrees(self) -> bool:
+        """Whether they differ in none."""
+        return self.wrong == 0
+
+
+def _close(recorded: np.ndarray, found: np.ndarray) -> Bool[np.ndarray, "..."]:
+    return np.isclose(recorded, found, _RELATIVE, _ABSOLUTE, equal_nan=True)
+
+
+def holds(name: str, where: Bool[np.ndarray, "n"]) -> Claim:
+    """The claim that something is true of every image."""
+    failing = np.flatnonzero(~where)
+    everywhere = f"{len(where)} images"
+    found = f"not image {failing[0]}" if len(failing) else everywhere
+    return Claim(name, everywhere, found, len(failing), len(where))
+
+
+def each_equal(
+    name: str, recorded: Float[np.ndarray, "n"], found: Float[np.ndarray, "n"], unit: str = "image"
+) -> Claim:
+    """The claim that two arrays are equal; it shows the first values that are not."""
+    differing = np.flatnonzero(~_close(recorded, found))
+    if len(differing):
+        first = differing[0]
+        cells = [f"{unit} {first}: {values[first]:.10g}" for values in (recorded, found)]
+    else:
+        cells = [f"{len(found)} {unit}s"] * 2
+    return Claim(name, *cells, len(differing), len(found))
+
+
+def entries(name: str, recorded: Any, found: Any) -> Iterator[Claim]:
+    """The claims of an entry of the results: one for each number, or interval, in it."""
+    if isinstance(found, Mapping):
+        recorded = recorded if isinstance(recorded, Mapping) else {}
+        for key in {**found, **recorded}:
+            yield from entries(f"{name}.{key}", recorded.get(key), found.get(key))
+        return
+    sides = _numbers(recorded), _numbers(found)
+    agrees = sides[0].shape == sides[1].shape and bool(np.all(_close(*sides)))
+    digits = 4 if agrees else 10
+    cells = ["–".join(f"{value:.{digits}g}" for value in side) for side in sides]
+    yield Claim(name, *cells, int(not agrees), 1)
+
+
+def entries_as_one(name: str, recorded: Any, found: Mapping[str, Any]) -> Claim:
+    """The claims of an entry of the results as one; it shows the first that does not agree."""
+    claims = list(entries(name, recorded, found))
+    differing = [claim for claim in claims if not claim.agrees]
+    if differing:
+        first = differing[0]
+        key = first.name.removeprefix(f"{name}.")
+        cells = [f"{key}: {side}" for side in (first.recorded, first.recomputed)]
+    else:
+        cells = [f"{len(claims)} entries"] * 2
+    return Claim(name, *cells, len(differing), len(claims))
+
+
+def _numbers(entry: Any) -> Float[np.ndarray, "k"]:
+    """The numbers of an entry, NaN for one that is not a number or not there."""
+    try:
+        return np.atleast_1d(np.asarray(entry, np.float64)).ravel()
+    except (TypeError, ValueError, OverflowError):
+        return np.array([np.nan])
+
+
+def claims_table(title: str, claims: Sequence[Claim]) -> Table:
+    """Lay out claims for the terminal, those that do not agree in red."""
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("claim", no_wrap=True)
+    for column in ("recorded", "recomputed"):
+        table.add_column(column, justify="right")
+    table.add_column("agrees")
+    for claim in claims:
+        share = f", {claim.wrong} of {claim.values}" if claim.values > 1 else ""
+        agrees = "yes" if claim.agrees else f"no{share}"
+        style = None if claim.agrees else "bold red"
+        table.add_row(claim.name, claim.recorded, claim.recomputed, agrees, style=style)
+    return table
