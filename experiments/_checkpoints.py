@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,8 +38,9 @@ def save_checkpoint(folder: Path, state: TrainState, about: dict[str, Any]) -> N
                 _ABOUT: ocp.args.JsonSave(about),
             }
             manager.save(int(state.step), args=ocp.args.Composite(**items))
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    except (OSError, ValueError) as error:  # a full disk, say, as Orbax's backend reports it
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"{folder}: cannot be written ({reason})") from error
 
 
 def load_checkpoint(folder: Path, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
@@ -56,7 +56,8 @@ def load_checkpoint(folder: Path, like: TrainState) -> tuple[TrainState, dict[st
         The state, NumPy arrays, and what else was kept.
 
     Raises:
-        InputError: a sound checkpoint is of another network or optimiser.
+        InputError: a sound checkpoint is of another network or optimiser; or one cannot be read for
+            a reason that says nothing of it, as when memory runs out.
     """
     if not folder.is_dir():
         return None
@@ -72,6 +73,9 @@ def load_checkpoint(folder: Path, like: TrainState) -> tuple[TrainState, dict[st
                 if _digest(leaves) != found[_ABOUT]["digest"]:
                     raise ValueError("its content is not what was written")
             except Exception as error:  # a damaged checkpoint raises whatever its parser meets
+                missing = isinstance(error, FileNotFoundError)
+                if isinstance(error, (MemoryError, OSError)) and not missing:
+                    raise InputError(f"{folder / str(step)}: cannot be read ({error})") from error
                 _set_aside(folder, step, error)
                 continue
             check_weights(leaves, leaves_by_name(like), folder / str(step))
@@ -107,7 +111,7 @@ def _set_aside(folder: Path, step: int, error: Exception) -> None:
         f"warning: {folder / str(step)}: damaged ({reason}), set aside",
         file=sys.stderr,
     )
-    if jax.process_index() == 0:
-        aside = folder.parent / f"damaged-{step}"
-        shutil.rmtree(aside, ignore_errors=True)
-        os.replace(folder / str(step), aside)
+    aside = folder.parent / f"damaged-{step}"
+    while aside.exists():  # of an earlier start
+        aside = aside.with_name(f"{aside.name}-again")
+    os.replace(folder / str(step), aside)

@@ -64,6 +64,8 @@ def entries(name: str, recorded: Any, found: Any) -> Iterator[Claim]:
         return
     sides = _numbers(recorded), _numbers(found)
     agrees = sides[0].shape == sides[1].shape and bool(np.all(_close(*sides)))
+    if found is None:
+        agrees = recorded is None
     digits = 4 if agrees else 10
     cells = ["–".join(f"{value:.{digits}g}" for value in side) for side in sides]
     yield Claim(name, *cells, int(not agrees), 1)

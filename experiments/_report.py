@@ -29,6 +29,9 @@ _ROOT = Path(__file__).resolve().parents[1]
 _LIBRARY = "wasserstein_adv"
 _PACKAGES = ("jax", "jaxlib", "ott-jax", "optax", "flax", "numpy", "POT")
 
+INCOMPLETE = ".incomplete."
+"""What the name of a folder begins with in which something is written that is to appear whole."""
+
 _DPI = 160
 _GREY = "0.35"
 COLOURS = (
@@ -482,7 +485,7 @@ def write_json_atomic(path: Path, obj: Any) -> None:
     """
     text = json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     try:
-        with tempfile.TemporaryDirectory(prefix=".incomplete.", dir=path.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=INCOMPLETE, dir=path.parent) as folder:
             written = Path(folder) / path.name
             written.write_text(text, encoding="utf-8")
             os.replace(written, path)

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments._report import write_json_atomic
+from experiments._report import INCOMPLETE, write_json_atomic
 from wasserstein_adv.errors import InputError
 
 _SETTINGS = "settings.json"
@@ -47,30 +48,34 @@ def claim(path: Path, settings: dict[str, Any]) -> RunFolder:
     """
     settings = json.loads(json.dumps(settings))
     try:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            stored = path / _SETTINGS
-            if not path.is_dir() or not stored.is_file():
-                raise InputError(f"--out {path}: is not empty and holds no run, choose another")
-            begun = json.loads(stored.read_text("utf-8"))
-            if not isinstance(begun, dict):
-                raise InputError(f"--out {path}: is not empty and holds no run, choose another")
-            if begun != settings:
-                keys = [k for k in {**begun, **settings} if begun.get(k) != settings.get(k)]
-                raise InputError(
-                    f"--out {path}: holds a run with another {', '.join(sorted(keys))}, "
-                    "choose another folder"
-                )
-        else:
-            path.mkdir(parents=True, exist_ok=True)
-            write_json_atomic(path / _SETTINGS, settings)
-        finished = (path / _RESULTS).is_file()
-        if not finished:
+        path.mkdir(parents=True, exist_ok=True)
+        if not (path / _SETTINGS).is_file() and any(not _left_by_us(p) for p in path.iterdir()):
+            raise InputError(f"--out {path}: is not empty and holds no run, choose another")
+        if not (path / _RESULTS).is_file():
             _lock(path)
+            for left in path.glob(f"{INCOMPLETE}*"):  # by a process that was killed
+                shutil.rmtree(left)
+        if not (path / _SETTINGS).is_file():
+            write_json_atomic(path / _SETTINGS, settings)
+        begun = json.loads((path / _SETTINGS).read_text("utf-8"))
+        if not isinstance(begun, dict):
+            raise InputError(f"--out {path}: is not empty and holds no run, choose another")
+        if begun != settings:
+            keys = [key for key in {**begun, **settings} if begun.get(key) != settings.get(key)]
+            raise InputError(
+                f"--out {path}: holds a run with another {', '.join(sorted(keys))}, "
+                "choose another folder"
+            )
     except InputError:
         raise
     except (OSError, ValueError) as error:  # damaged text or JSON is a ValueError
         raise InputError(f"--out {path}: cannot be used ({error})") from error
-    return RunFolder(path, finished)
+    return RunFolder(path, (path / _RESULTS).is_file())
+
+
+def _left_by_us(path: Path) -> bool:
+    """Whether a file says nothing of whose its folder is: a process killed early may leave it."""
+    return path.name == _LOCK or path.name.startswith(INCOMPLETE)
 
 
 def _lock(path: Path) -> None:
@@ -133,10 +138,14 @@ def show_finished(folder: RunFolder, table: Callable[[Any], Table], console: Con
 
 
 def finish(folder: RunFolder, results: dict[str, Any]) -> None:
-    """Write the results, which makes the run finished, and drop its checkpoint and its lock."""
+    """Write the results, which makes the run finished, and drop its checkpoint."""
     write_json_atomic(folder.path / _RESULTS, results)
     (folder.path / _CHECKPOINT).unlink(missing_ok=True)
-    (folder.path / _LOCK).unlink(missing_ok=True)
+
+
+def withdraw(folder: RunFolder) -> None:
+    """Remove the results of a run that has lost what they are of: it is not finished any more."""
+    (folder.path / _RESULTS).unlink(missing_ok=True)
 
 
 def save_arrays(path: Path, *, compress: bool = True, **arrays: np.ndarray) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from rich.console import Console
 from rich.table import Table
 
@@ -24,7 +25,15 @@ from experiments._checkpoints import load_checkpoint, save_checkpoint
 from experiments._cli import Terminated, images_bar, use_all_cores
 from experiments._evaluation import digest
 from experiments._report import run_environment, write_json_atomic
-from experiments._runs import RunFolder, claim, default_folder, finish, show_finished
+from experiments._runs import (
+    RunFolder,
+    claim,
+    default_folder,
+    finish,
+    show_finished,
+    withdraw,
+)
+from experiments._together import all_or_none, check_same, of_first
 from experiments._training import (
     STANDARD,
     Hooks,
@@ -43,10 +52,12 @@ from experiments._weights import (
     MODEL_NAME,
     STANDARD_MODEL,
     WEIGHTS,
+    Classifier,
     ModelName,
     build_model,
     load_weights,
     save,
+    trained_model,
 )
 from wasserstein_adv import parallel
 from wasserstein_adv.attacks.unbalanced import TRAINING
@@ -71,6 +82,7 @@ _CHECKPOINTS = "checkpoints"
 _METRICS = "metrics.jsonl"
 _RECORD_EVERY = 50  # steps; and after the last of every epoch
 _MOST_DEVICES = 256  # of a CPU; with many more JAX does not come to a start
+_NEW = {"seconds": 0.0, "seconds_waiting": 0.0}  # of a training that has not begun
 _TESTED = 1000  # test images at most, after every epoch
 
 
@@ -98,7 +110,8 @@ class TrainOptions:
     ones."""
 
     epochs: int | None = None
-    """Passes over the training images. By default the paper's, as the options below."""
+    """Passes over the training images. By default the paper's, or ours where the paper names none;
+    so too the options below."""
 
     learning_rate: float | None = None
     """The highest learning rate."""
@@ -201,15 +214,125 @@ def run_training(config: TrainOptions, command: str) -> None:
         Terminated: SIGTERM or Ctrl-C came; where the training was is saved.
     """
     _join(config)
-    name = resolve(config.data, config.data_dir)
-    recipe, protocol = _chosen(name, config)
     first = jax.process_index() == 0
     console = Console(quiet=not first)
-    model_name = config.model or STANDARD_MODEL[name]
+    task = all_or_none(lambda: _opened(config, console))
+    check_same("settings", json.dumps(task.settings))
+    path = config.out or default_folder(f"train-{config.defense}", task.settings)
+    # Process 0 has the folder to itself; the others need not see it.
+    folder = all_or_none(lambda: _claimed(path, task) if first else RunFolder(path, False))
+    if of_first(folder.finished):
+        if first:
+            show_finished(folder, results_table, console)
+        return
+
+    recipe, training = task.recipe, task.training
+    devices = len(parallel.devices_for(recipe.batch_size))
+    steps = steps_of(recipe, len(training.labels))
+    console.print(
+        f"{task.model_name}, {config.defense}: {recipe.epochs} epochs in {steps:,} steps of "
+        f"{recipe.batch_size} images; {recipe.optimizer} at {recipe.learning_rate:g}, "
+        f"{recipe.schedule}; {devices} {'device' if devices == 1 else 'devices'}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    shape = training.images.shape[1:]
+    start = task.start and task.start.variables
+    state = initial_state(task.model, shape, recipe, steps, start)
+    resumed = all_or_none(lambda: _resumed(folder, state, devices) if first else (state, _NEW))
+    state, about = of_first(resumed)
+    log = _Log(folder.path, recipe, steps, int(state.step), len(training.labels), console)
+    log.waited = float(about["seconds_waiting"])
+    begun = last_saved = time.perf_counter()
+
+    def seconds() -> float:
+        return float(about["seconds"]) + time.perf_counter() - begun
+
+    def save_due(step: int) -> bool:
+        return first and time.perf_counter() - last_saved >= config.checkpoint_every
+
+    def keep(state: TrainState) -> None:
+        nonlocal last_saved
+        if first:
+            kept = {
+                "seed": recipe.seed,
+                "epoch": int(state.step) // log.per_epoch,
+                "batch": int(state.step) % log.per_epoch,
+                "devices": devices,
+                "seconds": seconds(),
+                "seconds_waiting": log.waited,
+            }
+            save_checkpoint(folder.path / _CHECKPOINTS, state, kept)
+        last_saved = time.perf_counter()
+
+    def after_epoch(step: int, variables: Callable[[], Variables]) -> None:
+        log.after_epoch(step, accuracy(task.model, variables(), _first(task.test, _TESTED)))
+
+    defense = defense_of(config.defense, shape[:2], task.protocol)
+    with _signals() as received, log.open(f"{task.name}, {config.defense}" if first else None):
+        hooks = Hooks(state, log.after_step, after_epoch, save_due, keep, lambda: bool(received))
+        try:
+            variables = train(task.model, training, recipe, defense, hooks)
+        except Stopped as stopped:
+            raise Terminated(received[0] if received else signal.SIGTERM) from stopped
+    if first:
+        # There already in a run that was killed right here: the same weights.
+        shutil.rmtree(folder.path / WEIGHTS, ignore_errors=True)
+        save(folder.path / WEIGHTS, variables)
+
+    some = _first(training, _TESTED)
+    results = {
+        "dataset": {"name": task.name, "training_images": len(training.labels)},
+        **{name: task.settings[name] for name in ("model", "defense", "attack")},
+        "recipe": dataclasses.asdict(recipe),
+        **{name: task.settings[name] for name in ("init", "precision")},
+        "seconds": round(seconds(), 1),
+        "seconds_waiting_for_input": round(log.waited, 3),
+        "devices": devices,
+        "processes": jax.process_count(),
+        "last": log.last,
+        "accuracy": {
+            "train": accuracy(task.model, variables, some),
+            "test": accuracy(task.model, variables, task.test),
+        },
+        "images": {"train": len(some.labels), "test": len(task.test.labels)},
+        "environment": run_environment(),
+        "command": shlex.join(["python", "-m", f"experiments.{command}", *sys.argv[1:]]),
+    }
+    if first:
+        finish(folder, results)
+        shutil.rmtree(folder.path / _CHECKPOINTS, ignore_errors=True)
+    console.print(results_table(results))
+    console.print(f"weights: {folder.path}", highlight=False, soft_wrap=True)
+
+
+class _Task(NamedTuple):
+    """A training that has not begun."""
+
+    name: str
+    """The dataset's."""
+    recipe: Recipe
+    protocol: Any
+    """The settings of the defence's attack; None without one."""
+    model_name: str
+    model: nn.Module
+    start: Classifier | None
+    """The weights to start from; None for random ones."""
+    training: RawDataset
+    test: RawDataset
+    settings: dict[str, Any]
+    """All that the weights depend on."""
+
+
+def _opened(config: TrainOptions, console: Console) -> _Task:
+    """What the options are of, read and checked."""
+    name = resolve(config.data, config.data_dir)
+    recipe, protocol = _chosen(name, config)
+    started = config.init and trained_model(config.init)
+    model_name = config.model or started or STANDARD_MODEL[name]
     dtype = _precision(config.precision, model_name)
     model = build_model(model_name, name, dtype=dtype, axis_name=parallel.AXIS)
     start = None if config.init is None else load_weights(config.init, name, model_name)
-
     training = _loaded(name, "train", config, console)
     if config.num_images is not None:
         if config.num_images > len(training.labels):
@@ -229,86 +352,20 @@ def run_training(config: TrainOptions, command: str) -> None:
         "init": start and digest(start),
         **dataclasses.asdict(recipe),
     }
-    path = config.out or default_folder(f"train-{config.defense}", settings)
-    folder = claim(path, settings) if first else RunFolder(path, (path / "results.json").is_file())
-    if (folder.path / WEIGHTS).is_dir() and show_finished(folder, results_table, console):
-        return
-    if first:
-        write_json_atomic(folder.path / MODEL_NAME, {"model": model_name})
+    return _Task(name, recipe, protocol, model_name, model, start, training, test, settings)
 
-    defense = defense_of(config.defense, training.images.shape[1:3], protocol)
-    steps = steps_of(recipe, len(training.labels))
-    console.print(
-        f"{model_name}, {config.defense}: {recipe.epochs} epochs in {steps:,} steps of "
-        f"{recipe.batch_size} images; {recipe.optimizer} at {recipe.learning_rate:g}, "
-        f"{recipe.schedule}; {jax.device_count()} devices",
-        highlight=False,
-    )
-    begin = start and start.variables
-    state = initial_state(model, training.images.shape[1:], recipe, steps, begin)
-    state, before = _resumed(folder, state)
-    log = _Log(folder.path, recipe, steps, int(state.step), len(training.labels), console)
-    begun = last_saved = time.perf_counter()
 
-    def save_due(step: int) -> bool:
-        return first and time.perf_counter() - last_saved >= config.checkpoint_every
-
-    def keep(state: TrainState) -> None:
-        nonlocal last_saved
-        if first:
-            about = {
-                "seed": recipe.seed,
-                "epoch": int(state.step) // log.per_epoch,
-                "batch": int(state.step) % log.per_epoch,
-                "devices": jax.device_count(),
-                "seconds": before + time.perf_counter() - begun,
-            }
-            save_checkpoint(folder.path / _CHECKPOINTS, state, about)
-        last_saved = time.perf_counter()
-
-    def after_epoch(step: int, variables: Callable[[], Variables]) -> None:
-        log.after_epoch(step, accuracy(model, variables(), _first(test, _TESTED)))
-
-    title = f"{name}, {config.defense}"
-    with _signals() as received, log.open(title if first else None):
-        hooks = Hooks(state, log.after_step, after_epoch, save_due, keep, lambda: bool(received))
-        try:
-            variables = train(model, training, recipe, defense, hooks)
-        except Stopped as stopped:
-            raise Terminated(received[0] if received else signal.SIGTERM) from stopped
-    seconds = before + time.perf_counter() - begun
-    if first:
-        # There already in a run that was killed right here: the same weights.
-        shutil.rmtree(folder.path / WEIGHTS, ignore_errors=True)
-        save(folder.path / WEIGHTS, variables)
-
-    some = _first(training, _TESTED)
-    results = {
-        "dataset": {"name": name, "training_images": len(training.labels)},
-        "model": model_name,
-        "defense": config.defense,
-        "attack": settings["attack"],
-        "recipe": dataclasses.asdict(recipe),
-        "init": settings["init"],
-        "precision": settings["precision"],
-        "seconds": round(seconds, 1),
-        "seconds_waiting_for_input": round(log.waited, 3),
-        "devices": jax.device_count(),
-        "processes": jax.process_count(),
-        "last": log.last,
-        "accuracy": {
-            "train": accuracy(model, variables, some),
-            "test": accuracy(model, variables, test),
-        },
-        "images": {"train": len(some.labels), "test": len(test.labels)},
-        "environment": run_environment(),
-        "command": shlex.join(["python", "-m", f"experiments.{command}", *sys.argv[1:]]),
-    }
-    if first:
-        finish(folder, results)
-        shutil.rmtree(folder.path / _CHECKPOINTS, ignore_errors=True)
-    console.print(results_table(results))
-    console.print(f"weights: {folder.path}", highlight=False, soft_wrap=True)
+def _claimed(path: Path, task: _Task) -> RunFolder:
+    """The run's folder, with what a finished run no longer needs removed."""
+    folder = claim(path, task.settings)
+    if folder.finished and not (path / WEIGHTS).is_dir():  # somebody removed them
+        withdraw(folder)
+        folder = claim(path, task.settings)
+    if folder.finished:
+        shutil.rmtree(path / _CHECKPOINTS, ignore_errors=True)
+    else:
+        write_json_atomic(path / MODEL_NAME, {"model": task.model_name})
+    return folder
 
 
 def _join(config: TrainOptions) -> None:
@@ -324,6 +381,8 @@ def _join(config: TrainOptions) -> None:
         raise InputError("--coordinator HOST:PORT needs --num-processes and --process-id")
     use_all_cores(config.host_devices)
     if config.coordinator is not None:
+        # JAX's own would take SIGTERM from us.
+        jax.config.update("jax_enable_preemption_service", False)
         named = {} if config.coordinator == "auto" else {"coordinator_address": config.coordinator}
         try:
             jax.distributed.initialize(
@@ -379,20 +438,22 @@ def _first(dataset: RawDataset, count: int) -> RawDataset:
     return RawDataset(dataset.name, dataset.images[:count], dataset.labels[:count])
 
 
-def _resumed(folder: RunFolder, state: TrainState) -> tuple[TrainState, float]:
+def _resumed(
+    folder: RunFolder, state: TrainState, devices: int
+) -> tuple[TrainState, dict[str, float]]:
     """The state to go on from, and the seconds that it took to come there."""
     found = load_checkpoint(folder.path / _CHECKPOINTS, state)
     if found is None:
-        return state, 0.0
+        return state, _NEW
     state, about = found
-    devices = jax.device_count()
-    if about["devices"] != devices and jax.process_index() == 0:
+    if about["devices"] != devices:
         print(
             f"warning: begun on {about['devices']} devices and going on on {devices}: the weights "
             "will differ in rounding",
             file=sys.stderr,
         )
-    return state, about["seconds"]
+    # A checkpoint of an earlier version has no seconds_waiting.
+    return state, {name: about.get(name, 0.0) for name in _NEW}
 
 
 @contextlib.contextmanager

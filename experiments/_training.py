@@ -60,13 +60,13 @@ class Recipe:
     """How a network is trained, whatever the defence.
 
     Attributes:
-        epochs: Passes over the images; the last images of a pass that do not fill a batch wait
-            for the next, which has another order.
+        epochs: Passes over the images, each in another order; those that come last in one and do
+            not fill a batch are left out of it.
         learning_rate: The highest rate.
         optimizer: "adam", or "sgd" with momentum 0.9 and a weight decay of 0.0005.
         schedule: "one-cycle" rises to the rate over the first fifth of the steps and falls to
-            nearly zero over the rest, both along a cosine; "drop" divides it by ten after half of
-            them; "constant" leaves it.
+            nearly zero over the rest, both along a cosine, or is constant where there are fewer
+            than five steps; "drop" divides it by ten after half of them; "constant" leaves it.
         batch_size: Images in a batch, over all devices; at most as many as there are.
         padding: Every image is moved by up to so many pixels along either axis, at random and
             filled up with zeros; 0 for none.
@@ -172,9 +172,9 @@ def train(
                 hooks.after_epoch(step, lambda at=state: on_devices.get(at).variables)
             # Another process's wish to stop is only looked for where there is another: it waits.
             stopping = bool(stopped) if jax.process_count() > 1 else hooks.stop()
-            if step < steps and (stopping or hooks.save_due(step)):
+            if stopping or (step < steps and hooks.save_due(step)):
                 hooks.save(on_devices.get(state))
-            if stopping and step < steps:
+            if stopping:
                 raise Stopped
     return on_devices.get(state).variables
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from experiments._report import INCOMPLETE
 from wasserstein_adv.data import describe
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.models import MODELS, load_torch
@@ -94,7 +95,7 @@ def save(path: Path, variables: Variables) -> None:
     check_free(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".incomplete.", dir=path.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=INCOMPLETE, dir=path.parent) as folder:
             written = Path(folder).resolve() / "weights"
             with _orbax() as checkpointer:
                 checkpointer.save(written, variables)
@@ -172,7 +173,7 @@ def load_weights(path: Path, data: str, model: str | None = None) -> Classifier:
     if (path / MODEL_NAME).is_file():
         if not (path / WEIGHTS).is_dir():
             raise InputError(f"{path}: its training is not finished, the same command goes on")
-        model, path = model or _trained_model(path / MODEL_NAME), path / WEIGHTS
+        model, path = model or trained_model(path), path / WEIGHTS
     network = _network(model or STANDARD_MODEL[data], data, path)
     return Classifier(network, restore(path, network, data))
 
@@ -184,7 +185,15 @@ def _network(name: str, data: str, path: Path) -> nn.Module:
         raise InputError(f"{path}: {error}") from error
 
 
-def _trained_model(path: Path) -> str:
+def trained_model(folder: Path) -> str | None:
+    """The name of the network that a training run is of; None where a folder is of no such run.
+
+    Raises:
+        InputError: The run does not say it.
+    """
+    path = folder / MODEL_NAME
+    if not path.is_file():
+        return None
     try:
         name = json.loads(path.read_text("utf-8"))["model"]
     except (OSError, ValueError, KeyError, TypeError) as error:

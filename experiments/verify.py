@@ -114,7 +114,7 @@ def _check_one(
 ) -> list[tuple[str, list[Claim]]]:
     """Check a run of a single attack."""
     recorded = results.get("attack")
-    if not isinstance(recorded, Mapping):
+    if not isinstance(recorded, Mapping) or "name" not in recorded:
         raise InputError(f"{folder}: is a run of another command, its results name no attack")
     family = _family(recorded.get("name"), folder)
     settings = _settings(family, recorded, f"{folder}: attack")

@@ -1,6 +1,8 @@
 """Fixtures that tests of several subpackages share."""
 
 import os
+import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,3 +20,15 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("needs the published data: set WASSERSTEIN_ADV_DATA to its folder")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """Finds a port of this machine that nobody listens on."""
+
+    def find() -> int:
+        with socket.socket() as listening:
+            listening.bind(("127.0.0.1", 0))
+            return listening.getsockname()[1]
+
+    return find

@@ -1,7 +1,6 @@
 """Training in two processes of four devices, against one process with eight devices or one."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -22,14 +21,8 @@ def begin(out: Path, devices: int, *process: int) -> subprocess.Popen:
     )
 
 
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
-def found(tmp_path_factory) -> dict[str, dict[str, np.ndarray]]:
+def found(tmp_path_factory, free_port) -> dict[str, dict[str, np.ndarray]]:
     """What each way of running left, by its name."""
     folder, port = tmp_path_factory.mktemp("together"), free_port()
     running = {

@@ -8,6 +8,7 @@ answer, beyond rounding and what an iteration to a tolerance makes of it.
 """
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -356,11 +357,15 @@ def devices_for(size: int) -> list[jax.Device]:
     """The devices that can share a batch of `size` equally: all of them, or as many as can be.
 
     Raises:
-      InputError: there are several processes, and not all of their devices can.
+      InputError: there are several processes, and not all of their devices can, or they have not
+        equally many.
     """
     devices = jax.devices()
     if jax.process_count() == 1:
         return devices[: max(n for n in range(1, len(devices) + 1) if size % n == 0)]
+    each = sorted(Counter(device.process_index for device in devices).values())
+    if each[0] < each[-1]:
+        raise InputError(f"the processes must have equally many devices, not {each}")
     if size % len(devices):
         raise InputError(f"batch_size must be a multiple of the {len(devices)} devices, got {size}")
     return devices

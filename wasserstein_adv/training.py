@@ -43,7 +43,12 @@ class Batch(NamedTuple):
 
 
 class Measures(NamedTuple):
-    """What a step found before it changed the weights; means over the batch."""
+    """What a step found before it changed the weights; means over the batch.
+
+    Of the answers that the loss is of: in training, so that a network with batch normalisation
+    takes the batch's own statistics, and after all that the defence did to the images. A defence
+    that shows no clean images has them classified as in use.
+    """
 
     loss: Float[Array, ""]
     """The defence's, in nats."""

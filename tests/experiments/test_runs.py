@@ -67,6 +67,14 @@ sys.stdin.read()
     assert not claim(tmp_path / "run", {"seed": 0}).finished
 
 
+def test_what_a_process_killed_early_left_is_no_hindrance(tmp_path):
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".incomplete.abc").mkdir()
+    (tmp_path / ".incomplete.abc" / "settings.json").write_text("{")
+    assert not claim(tmp_path, SETTINGS).finished
+    assert {p.name for p in tmp_path.iterdir()} == {"settings.json", ".lock"}
+
+
 def test_what_is_no_run_is_refused(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "other").mkdir()
@@ -85,7 +93,7 @@ def test_results_make_a_run_finished_and_drop_its_checkpoint(folder):
     again = claim(folder.path, SETTINGS)
     assert again.finished
     assert stored_results(again) == {"accuracy": 0.5}
-    assert {p.name for p in folder.path.iterdir()} == {"settings.json", "results.json"}
+    assert {p.name for p in folder.path.iterdir()} == {"settings.json", "results.json", ".lock"}
     (folder.path / "results.json").write_text("{")
     with pytest.raises(InputError, match=r"results\.json"):
         stored_results(again)

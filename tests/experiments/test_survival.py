@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from run_files import results_of
 
+from experiments import _checkpoints
 from experiments._checkpoints import load_checkpoint, save_checkpoint
 from experiments._runs import RunFolder
 from experiments._train import _resumed
@@ -40,17 +41,37 @@ def data_dir(tmp_path_factory) -> Path:
     return folder
 
 
-def run(data_dir: Path, out: Path, how: str = "none step 0") -> tuple[int, str]:
-    """The command's exit status and what it said on stderr."""
+def start(data_dir: Path, out: Path, how: str, *devices: str) -> subprocess.Popen:
+    """The command, on devices that its options name."""
     options = "--data mnist --defense pgd --attack-steps 2 --epochs 3 --batch-size 16"
     command = [sys.executable, str(PROGRAM), *how.split(), *options.split()]
-    command += ["--data-dir", str(data_dir), "--out", str(out), "--host-devices", "2"]
-    command += ["--checkpoint-every", "0"]
+    command += ["--data-dir", str(data_dir), "--out", str(out), "--checkpoint-every", "0", *devices]
     cache = os.environ.get("WASSERSTEIN_ADV_CACHE", str(data_dir / "cache"))
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "WASSERSTEIN_ADV_CACHE": cache}
     environment["PYTHONPATH"] = str(PROGRAM.parents[2])
-    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    return found.returncode, found.stderr
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def ended(process: subprocess.Popen) -> tuple[int, str]:
+    """Its exit status and what it said on stderr."""
+    _, told = process.communicate(timeout=300)
+    return process.returncode, told
+
+
+def run(data_dir: Path, out: Path, how: str = "none step 0") -> tuple[int, str]:
+    """The command's exit status and what it said on stderr, from one process with two devices."""
+    return ended(start(data_dir, out, how, "--host-devices", "2"))
+
+
+def run_two(data_dir: Path, port: int, *outs_and_hows: tuple[Path, str]) -> list[tuple[int, str]]:
+    """The same from two processes with a device each."""
+    together = ["--host-devices", "1", "--num-processes", "2"]
+    together += ["--coordinator", f"127.0.0.1:{port}"]
+    processes = [
+        start(data_dir, out, how, *together, "--process-id", str(number))
+        for number, (out, how) in enumerate(outs_and_hows)
+    ]
+    return [ended(process) for process in processes]
 
 
 def taken(folder: Path) -> int:
@@ -62,28 +83,36 @@ def weights(folder: Path) -> list[np.ndarray]:
     return jax.tree.leaves(load_weights(folder, "mnist").variables)
 
 
-def test_a_training_that_is_killed_again_and_again_ends_with_the_same_weights(data_dir, tmp_path):
+def test_a_training_that_is_killed_again_and_again_ends_with_the_same_weights(
+    data_dir, tmp_path, free_port
+):
     status, told = run(data_dir, tmp_path / "whole")
     assert status == 0, told
     broken = tmp_path / "broken"
-    # With a checkpoint half done; then politely; then never again.
+    # With a checkpoint half done; then politely, as two processes of which one is told, and which
+    # see different folders; then never again.
     assert run(data_dir, broken, "SIGKILL save 8")[0] == SIGKILL
     assert sorted(p.name for p in (broken / "checkpoints").iterdir() if p.name.isdigit()) == list(
         "67"
     )
     with pytest.raises(InputError, match="not finished"):
         load_weights(broken, "mnist")
-    status, told = run(data_dir, broken, "SIGTERM step 13")
-    assert status == SIGTERM, told
-    assert taken(broken) == 13 - 7
-    assert told.splitlines()[-1] == "interrupted; run the same command again to go on"
-    assert max(int(path.name) for path in (broken / "checkpoints").iterdir()) == 13
+    elsewhere = tmp_path / "elsewhere"
+    parts = (broken, "none step 0"), (elsewhere, "SIGTERM step 13")
+    two = run_two(data_dir, free_port(), *parts)
+    for status, told in two:
+        assert status == SIGTERM, told
+        assert told.splitlines()[-1] == "interrupted; run the same command again to go on"
+    assert not elsewhere.exists()
+    # The other one hears of it in the next step.
+    assert taken(broken) == 14 - 7
+    assert max(int(path.name) for path in (broken / "checkpoints").iterdir()) == 14
     status, told = run(data_dir, broken)
     assert status == 0, told
     # It went on, from where it was: the same weights would come of beginning anew, too.
     assert "warning" not in told
     assert not list(broken.glob("damaged-*"))
-    assert taken(broken) == 18 - 13
+    assert taken(broken) == 18 - 14
     for one, other in zip(weights(tmp_path / "whole"), weights(broken), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -145,6 +174,20 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(damage, tmp_pat
     assert int(load_checkpoint(folder, state(0, (400, 500)))[0].step) == 8
 
 
+def test_what_says_nothing_of_a_checkpoint_leaves_it_where_it_is(tmp_path, monkeypatch, capfd):
+    save_checkpoint(tmp_path, state(3), {})
+
+    def out_of_memory(leaves):
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_checkpoints, "_digest", out_of_memory)
+        with pytest.raises(InputError, match=r"3: cannot be read \(no room\)"):
+            load_checkpoint(tmp_path, state(0))
+    assert capfd.readouterr().err == ""
+    assert int(load_checkpoint(tmp_path, state(0))[0].step) == 3
+
+
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     save_checkpoint(tmp_path, state(3), {})
     with pytest.raises(InputError, match=r"is float32 \(3, 4\), expected float32 \(4, 4\)"):
@@ -152,8 +195,8 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
 
 
 def test_another_number_of_devices_is_warned_of(tmp_path, capfd):
-    about = {"devices": 999, "seconds": 5.0}
+    about = {"devices": 999, "seconds": 5.0, "seconds_waiting": 0.5}
     save_checkpoint(tmp_path / "checkpoints", state(3), about)
-    found, seconds = _resumed(RunFolder(tmp_path, False), state(0))
-    assert (int(found.step), seconds) == (3, 5.0)
-    assert "begun on 999 devices" in capfd.readouterr().err
+    found, so_far = _resumed(RunFolder(tmp_path, False), state(0), 2)
+    assert (int(found.step), so_far) == (3, {"seconds": 5.0, "seconds_waiting": 0.5})
+    assert "begun on 999 devices and going on on 2:" in capfd.readouterr().err

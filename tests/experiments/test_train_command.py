@@ -99,9 +99,10 @@ def test_trains_and_leaves_weights_metrics_and_results(command, tmp_path, capfd)
     assert command(*options) == 0
     run = tmp_path / "run"
     assert "test" in capfd.readouterr().out
-    assert sorted(path.name for path in run.iterdir()) == [
-        "metrics.jsonl", MODEL_NAME, "results.json", "settings.json", "tensorboard", "weights",
-    ]  # fmt: skip
+    assert {path.name for path in run.iterdir()} == {
+        ".lock", "metrics.jsonl", MODEL_NAME, "results.json", "settings.json", "tensorboard",
+        "weights",
+    }  # fmt: skip
     results = results_of(run)
     assert results["recipe"]["epochs"] == 2
     assert results["images"] == {"train": 24, "test": 24}

@@ -28,7 +28,8 @@ def counting_log(after_step):
         nonlocal taken
         after_step(self, step, measures, waited)
         taken += 1
-        (self.path / "steps").write_text(str(taken), "utf-8")
+        if self.path.is_dir():
+            (self.path / "steps").write_text(str(taken), "utf-8")
         if NAME != "none" and ("step", step) == (MOMENT, STEP):
             die()
 

@@ -22,7 +22,7 @@ def batch_indices(
     """Return which images make up the batch of a step.
 
     An epoch is `count // batch_size` steps long and takes the images in a random order of its own;
-    those that do not fill a batch are left to the next epoch. Nothing but the arguments decides, so
+    the last, which do not fill a batch, are left out of it. Nothing but the arguments decides, so
     an interrupted training goes on with the batches that it would have had.
 
     Args:
