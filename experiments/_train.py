@@ -62,7 +62,7 @@ from experiments._weights import (
 from wasserstein_adv import parallel
 from wasserstein_adv.attacks.unbalanced import TRAINING
 from wasserstein_adv.attacks.wong import CIFAR10_TRAINING, MNIST_TRAINING
-from wasserstein_adv.data import RawDataset, describe, read, resolve
+from wasserstein_adv.data import RawDataset, describe, published_sizes, read, resolve
 from wasserstein_adv.defenses import (
     LINF_CIFAR10,
     LINF_MNIST,
@@ -429,7 +429,10 @@ def _loaded(name: str, split: str, config: TrainOptions, console: Console) -> Ra
     """A split of the dataset, with a progress bar where it takes long."""
     with images_bar(f"reading {name}, {split}", console.quiet) as show:
         dataset = read(name, split, config.data_dir, progress=show)
-    console.print(f"{split}: {name}, {len(dataset.labels):,} images", highlight=False)
+    count = len(dataset.labels)
+    whole = published_sizes(name).get(split, count)
+    of = "" if count == whole else f" of {whole:,}"
+    console.print(f"{split}: {name}, {count:,}{of} images", highlight=False)
     return dataset
 
 

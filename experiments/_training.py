@@ -32,12 +32,16 @@ from experiments._weights import STANDARD_MODEL, Classifier, build_model, restor
 from wasserstein_adv import parallel
 from wasserstein_adv.data import (
     RawDataset,
+    available,
     batch_indices,
     prefetch,
+    prepare,
+    published_sizes,
     random_crop,
     random_flip,
     read,
     resolve,
+    split_sizes,
 )
 from wasserstein_adv.defenses import Defense, plain
 from wasserstein_adv.errors import InputError
@@ -370,7 +374,7 @@ def trained_or_cached(
     recipe = dataclasses.replace(STANDARD[name], seed=seed)
     model = build_model(STANDARD_MODEL[name], name, axis_name=parallel.AXIS)
     described = f"{type(model).__name__}, {recipe.epochs} epochs on {name}, seed {seed}"
-    entry = cache_dir.expanduser() / "models" / _cache_key(name, recipe)
+    entry = cache_dir.expanduser() / "models" / _cache_key(name, recipe, _part(name, data_dir))
     if os.path.lexists(entry):
         try:
             return Classifier(model, restore(entry, model, name)), f"{described} (cached)"
@@ -402,12 +406,23 @@ def _shown(show: Callable[..., None], recipe: Recipe) -> Callable[..., None]:
     return after_step
 
 
-def _cache_key(name: str, recipe: Recipe) -> str:
+def _part(name: str, data_dir: Path | None) -> dict[str, int]:
+    """How many training images a dataset has here, where it is but a part of what is published."""
+    whole = published_sizes(name)
+    if not whole or not available(name, data_dir):  # what is downloaded is whole
+        return {}
+    folder, _ = prepare(name, None, data_dir)
+    count = split_sizes(folder)["train"]
+    return {} if count == whole["train"] else {"training_images": count}
+
+
+def _cache_key(name: str, recipe: Recipe, part: dict[str, int]) -> str:
     """Return the name of a cache entry: the dataset, the seed and a hash of all that counts."""
     parts = {
         "library": library_version(),
         "model": STANDARD_MODEL[name],
         **dataclasses.asdict(recipe),
+        **part,
     }
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     return f"{name}-seed{recipe.seed}-{digest[:12]}"

@@ -20,7 +20,7 @@ class AttackTinyImagenetConfig(AttackOptions):
     """
 
     data: Literal["tiny_imagenet"] = "tiny_imagenet"
-    """The dataset, which prepare_data makes from its published archive."""
+    """The dataset; downloaded and prepared where it is not."""
 
     num_images: int = 20
     """How many test images to attack, from the first; the exact distance of one takes seconds."""

@@ -12,7 +12,7 @@ from typing import Literal
 import tyro
 
 from experiments._cli import images_bar, run_command
-from wasserstein_adv.data import prepare, split_sizes
+from wasserstein_adv.data import prepare, published_sizes, split_sizes
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,11 @@ def main(config: PrepareConfig) -> None:
     if not made:
         print(f"{config.name}: already prepared at {folder}, nothing to do")
         return
-    sizes = ", ".join(f"{size:,} {split}" for split, size in split_sizes(folder).items())
+    whole = published_sizes(config.name)
+    sizes = ", ".join(
+        f"{size:,} {f'of {whole[split]:,} ' if size != whole[split] else ''}{split}"
+        for split, size in split_sizes(folder).items()
+    )
     print(f"{config.name}: prepared at {folder} ({sizes} images)")
 
 

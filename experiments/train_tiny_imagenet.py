@@ -19,7 +19,7 @@ class TrainTinyImagenetConfig(TrainOptions):
     """
 
     data: Literal["tiny_imagenet"] = "tiny_imagenet"
-    """The dataset, which prepare_data makes from its published archive."""
+    """The dataset; downloaded and prepared where it is not."""
 
 
 def main(config: TrainTinyImagenetConfig) -> None:

@@ -621,3 +621,27 @@ def test_tiny_imagenet_subset(real_data):
         np.testing.assert_array_equal(test.image(0), layouts.pillow_rgb(content), strict=True)
         grey = sum(np.ptp(train.image(position), axis=-1).max() == 0 for position in range(400))
         assert 0 < grey < 40
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("mnist", "fashion_mnist"), ("fashion_mnist", "mnist")]
+)
+def test_the_two_datasets_of_idx_files_are_told_apart(real_data, name, other):
+    message = f"{other}: holds {other}, not {name}$"
+    with pytest.raises(InputError, match=message), open_published(name, real_data / other):
+        pass
+
+
+def test_a_name_in_a_zip_file_that_is_no_text_is_one_line(tmp_path):
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("ä.png", b"")
+    path.write_bytes(path.read_bytes().replace("ä".encode(), b"\xff\xff"))
+    with pytest.raises(InputError, match="not a whole tar or zip file"), open_tree(path):
+        pass
+
+
+def test_a_link_to_itself_is_one_line(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(InputError, match="cannot be read"), open_tree(tmp_path):
+        pass

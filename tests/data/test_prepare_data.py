@@ -87,9 +87,8 @@ def test_command_prepares_once(source, tmp_path, capsys):
     arguments = ("mnist", "--source", source.folder, "--data-dir", data_dir)
     assert command(*arguments) == 0
     output = capsys.readouterr()
-    assert output.out == (
-        f"mnist: prepared at {prepared_dir('mnist', data_dir)} (37 train, 23 test images)\n"
-    )
+    sizes = "37 of 60,000 train, 23 of 10,000 test images"
+    assert output.out == f"mnist: prepared at {prepared_dir('mnist', data_dir)} ({sizes})\n"
     before = entries(data_dir)
     assert command(*arguments) == 0
     assert "already prepared" in capsys.readouterr().out

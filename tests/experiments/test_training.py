@@ -86,17 +86,18 @@ def test_loss_falls(trained):
     assert accuracy(MODEL, found, squares()) > 0.95
 
 
-def test_stopping_saves_and_going_on_gives_the_same_weights(trained):
+@pytest.mark.parametrize("last", [7, 18])
+def test_stopping_saves_and_going_on_gives_the_same_weights(trained, last):
     saved: list[TrainState] = []
     taken: list[int] = []
     hooks = Hooks(
         after_step=lambda step, measures, waited: taken.append(step),
         save=saved.append,
-        stop=lambda: len(taken) == 7,
+        stop=lambda: len(taken) == last,
     )
     with pytest.raises(Stopped):
         train(MODEL, squares(), QUICK, hooks=hooks)
-    assert [int(state.step) for state in saved] == [7]
+    assert [int(state.step) for state in saved] == [last]
     assert_equal(train(MODEL, squares(), QUICK, hooks=Hooks(resume=saved[0])), trained[0])
 
 

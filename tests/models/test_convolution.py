@@ -37,3 +37,12 @@ def test_value_and_gradients_are_those_of_jax(shape, size, stride, padding):
     for mine, right in zip(ours(slope), gradients(slope), strict=True):
         assert mine.dtype == jnp.float32
         np.testing.assert_allclose(mine, right, atol=1e-4)
+
+    def product(convolution):
+        def gradient(x):
+            return jax.grad(lambda x: jnp.sum(jnp.tanh(convolution(x, kernel))))(x)
+
+        return jax.jvp(gradient, (images,), (images,))[1]
+
+    mine = product(lambda x, k: convolve(x, k, strides, border))
+    np.testing.assert_allclose(mine, product(theirs), atol=1e-3)

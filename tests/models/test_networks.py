@@ -171,7 +171,7 @@ def test_logits_are_pytorchs(load, case):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "wrn-10-1"])
-def test_training_mode_is_pytorchs(load, name):
+def test_training_mode_is_pytorchs_but_for_biased_running_variances(load, name):
     case = CASES[name]
     weights = reference.random_weights(case.shapes)
     variables = load(case.model, case.image, legacy_bytes(state_dict(weights)))

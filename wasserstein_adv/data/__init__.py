@@ -17,6 +17,7 @@ from wasserstein_adv.data.sources import (
     class_names,
     describe,
     load,
+    published_sizes,
     read,
     resolve,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "load",
     "prefetch",
     "prepare",
+    "published_sizes",
     "random_crop",
     "random_flip",
     "read",

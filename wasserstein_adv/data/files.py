@@ -4,8 +4,10 @@ Nothing of an archive is ever written to disk under a name that the archive chos
 """
 
 import contextlib
+import errno
 import functools
 import gzip
+import lzma
 import os
 import shutil
 import tarfile
@@ -20,6 +22,7 @@ from wasserstein_adv.errors import InputError
 
 GZIP_MAGIC = b"\x1f\x8b"
 _ZIP_MAGIC = b"PK\x03\x04"
+_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError)
 _DEPTH = 5  # TOP/train/CLASS/images/FILE; deeper files belong to no layout, links may make circles
 
 
@@ -96,7 +99,7 @@ def read_bytes(file: File) -> bytes:
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror or error})") from error
     # RuntimeError: encrypted or packed by a method that is not known.
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+    except (*_DAMAGED, RuntimeError, lzma.LZMAError) as error:
         raise InputError(f"{file}: damaged in its archive ({error})") from error
 
 
@@ -123,13 +126,14 @@ def _walk(folder: Path, inside: str = "", depth: int = _DEPTH) -> Iterator[tuple
     try:
         with os.scandir(folder) as scan:
             entries = [entry for entry in scan if _visible(entry.name)]
+        files = [entry for entry in entries if entry.is_file()]
+        folders = [entry for entry in entries if entry.is_dir()]
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error.strerror})") from error
-    for entry in entries:
-        if entry.is_file():
-            yield inside + entry.name, Path(entry.path)
-        elif entry.is_dir() and depth > 1:
-            yield from _walk(Path(entry.path), f"{inside}{entry.name}/", depth - 1)
+    for entry in files:
+        yield inside + entry.name, Path(entry.path)
+    for entry in folders if depth > 1 else ():
+        yield from _walk(Path(entry.path), f"{inside}{entry.name}/", depth - 1)
 
 
 def _archived(path: Path, stack: contextlib.ExitStack) -> dict[str, File]:
@@ -143,7 +147,10 @@ def _archived(path: Path, stack: contextlib.ExitStack) -> dict[str, File]:
         if start.startswith(GZIP_MAGIC):
             file = _unpacked(file, stack)
         return _tarred(path, stack.enter_context(tarfile.open(fileobj=file, mode="r:")))
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+    # RuntimeError: a version of the format that is not known; ValueError: a name that is no text.
+    except (*_DAMAGED, OSError, RuntimeError, ValueError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise InputError(f"{path}: no room to unpack it in {tempfile.gettempdir()}") from error
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path}: not a whole tar or zip file ({reason})") from error
 

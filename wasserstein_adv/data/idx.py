@@ -1,6 +1,7 @@
 """Read and check image datasets published as idx files, the layout of MNIST and Fashion-MNIST."""
 
 import gzip
+import hashlib
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +36,11 @@ FILES = {
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 
+# SHA-256 of the published test labels: the two datasets' files have the same names and sizes.
+_TEST_LABELS = {
+    "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5": "mnist",
+    "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9": "fashion_mnist",
+}
 _UNSIGNED_BYTE = 0x08  # idx's code for the type of the entries
 
 
@@ -45,20 +51,25 @@ class IdxSplit(NamedTuple):
     labels: UInt8[np.ndarray, "n"]
 
 
-def read_idx(tree: Tree, classes: tuple[str, ...]) -> Published:
+def read_idx(tree: Tree, name: str, classes: tuple[str, ...]) -> Published:
     """Read both splits.
 
     Args:
         tree: folder with the four published files, packed or not.
+        name: the dataset's, mnist or fashion_mnist.
         classes: the names of the ten classes, by number.
 
     Returns:
         The dataset, in the order of the files.
 
     Raises:
-        InputError: a file is missing or not valid, see `read_idx_split`.
+        InputError: a file is missing or not valid, see `read_idx_split`; or they are those of the
+            other dataset.
     """
     splits = {split: read_idx_split(*files) for split, files in _find_files(tree).items()}
+    labels = hashlib.sha256(splits["test"].labels.tobytes()).hexdigest()
+    if (found := _TEST_LABELS.get(labels, name)) != name:
+        raise InputError(f"{tree.place}: holds {found}, not {name}")
     return Published(
         classes,
         {

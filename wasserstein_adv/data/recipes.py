@@ -1,7 +1,7 @@
 """Which datasets there are, in which layouts they are published, and where."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -52,6 +52,7 @@ class Recipe(NamedTuple):
             TFDS's own, which is written with TensorFlow and could lie in the same data directory.
         description: what it is, in a line.
         spec: the shape of its images and its number of classes.
+        sizes: how many images of each split are published; parts of it are read as well.
         names: the names of its classes, by number; None where only its files say.
         layouts: the layouts in which it is published.
         downloads: files that make up one of these layouts, packed or not.
@@ -60,15 +61,16 @@ class Recipe(NamedTuple):
     dataset: str
     description: str
     spec: Spec
+    sizes: Mapping[str, int]
     names: tuple[str, ...] | None
     layouts: tuple[Layout, ...]
     downloads: tuple[Download, ...]
 
 
-def _idx(classes: tuple[str, ...]) -> Layout:
+def _idx(name: str, classes: tuple[str, ...]) -> Layout:
     names = [name for pair in idx.FILES.values() for name in pair]
     marks = (*names, *(f"{name}.gz" for name in names))
-    return Layout(marks, partial(idx.read_idx, classes=classes))
+    return Layout(marks, partial(idx.read_idx, name=name, classes=classes))
 
 
 def _batches(
@@ -96,10 +98,11 @@ def _mirrored(
 RECIPES = {
     "mnist": Recipe(
         "wasserstein_mnist",
-        "MNIST, 60,000 training and 10,000 test images of handwritten digits.",
+        "MNIST, images of handwritten digits.",
         Spec(idx.IMAGE_SHAPE, 10),
+        {"train": 60_000, "test": 10_000},
         idx.DIGITS,
-        (_idx(idx.DIGITS),),
+        (_idx("mnist", idx.DIGITS),),
         _mirrored(
             (
                 "https://storage.googleapis.com/cvdf-datasets/mnist/",
@@ -127,10 +130,11 @@ RECIPES = {
     ),
     "fashion_mnist": Recipe(
         "wasserstein_fashion_mnist",
-        "Fashion-MNIST, 60,000 training and 10,000 test images of articles of clothing.",
+        "Fashion-MNIST, images of articles of clothing.",
         Spec(idx.IMAGE_SHAPE, 10),
+        {"train": 60_000, "test": 10_000},
         idx.CLOTHING,
-        (_idx(idx.CLOTHING),),
+        (_idx("fashion_mnist", idx.CLOTHING),),
         _mirrored(
             ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
             {
@@ -155,8 +159,9 @@ RECIPES = {
     ),
     "cifar10": Recipe(
         "wasserstein_cifar10",
-        "CIFAR-10, 50,000 training and 10,000 test images of animals and vehicles.",
+        "CIFAR-10, images of animals and vehicles.",
         Spec(cifar_batches.IMAGE_SHAPE, 10),
+        {"train": 50_000, "test": 10_000},
         cifar_batches.CIFAR10,
         (
             _batches(cifar_batches.CIFAR10_FILES, "", cifar_batches.read_cifar10_python),
@@ -175,8 +180,9 @@ RECIPES = {
     ),
     "cifar100": Recipe(
         "wasserstein_cifar100",
-        "CIFAR-100, 50,000 training and 10,000 test images of a hundred fine classes.",
+        "CIFAR-100, images of a hundred fine classes.",
         Spec(cifar_batches.IMAGE_SHAPE, 100),
+        {"train": 50_000, "test": 10_000},
         cifar_batches.CIFAR100,
         (
             _batches(cifar_batches.CIFAR100_FILES, "", cifar_batches.read_cifar100_python),
@@ -195,8 +201,9 @@ RECIPES = {
     ),
     "svhn": Recipe(
         "wasserstein_svhn",
-        "SVHN, 73,257 training and 26,032 test images of cropped house numbers.",
+        "SVHN, images of cropped house numbers.",
         Spec(svhn_mat.IMAGE_SHAPE, 10),
+        {"train": 73_257, "test": 26_032},
         svhn_mat.DIGITS,
         (
             Layout(tuple(svhn_mat.FILES.values()), svhn_mat.read_svhn),
@@ -218,8 +225,9 @@ RECIPES = {
     ),
     "tiny_imagenet": Recipe(
         "wasserstein_tiny_imagenet",
-        "Tiny ImageNet, 100,000 training and 10,000 validation images of 200 classes.",
+        "Tiny ImageNet, training and validation images of 200 classes.",
         Spec(tiny_imagenet.IMAGE_SHAPE, tiny_imagenet.NUM_CLASSES),
+        {"train": 100_000, "test": 10_000},
         None,
         (Layout(tiny_imagenet.MARKS, tiny_imagenet.read_tiny_imagenet),),
         _mirrored(
@@ -278,8 +286,9 @@ def _find(
 ) -> tuple[Callable[[Tree], Published], Tree] | None:
     """The first layout that is there, at the top or in a folder at the top, and the tree of it."""
     folders = sorted({path.split("/", 1)[0] for path in tree.files if "/" in path})
-    for part in (tree, *(_inside(tree, folder) for folder in folders)):
-        for layout in layouts:
+    parts = (tree, *(_inside(tree, folder) for folder in folders))
+    for layout in layouts:
+        for part in parts:
             if any(_has(part, mark) for mark in layout.marks):
                 return layout.read, part
     return None

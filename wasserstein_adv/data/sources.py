@@ -72,6 +72,22 @@ def describe(name: str) -> Spec:
     return RECIPES["mnist" if name in (AUTO, MNIST_5K) else name].spec
 
 
+def published_sizes(name: str) -> dict[str, int]:
+    """Return how many images of each split a dataset has as it is published.
+
+    Args:
+        name: one of `NAMES`.
+
+    Returns:
+        The numbers by split; none for "auto" and "mnist-5k".
+
+    Raises:
+        InputError: the name is not known.
+    """
+    _check_name(name)
+    return dict(RECIPES[name].sizes) if name in RECIPES else {}
+
+
 def class_names(name: str, data_dir: Path | None = None) -> tuple[str, ...]:
     """Return the names of a dataset's classes, by number.
 

@@ -11,9 +11,7 @@ from wasserstein_adv.models.convolution import convolve
 from wasserstein_adv.models.layers import normalised
 from wasserstein_adv.models.torch_import import TorchForm
 
-# The paper's code is Keras, and codes in PyTorch name the layers each in its own way. This is the
-# numbering of a `Sequential` of conv, ReLU, conv, ReLU, pool, the same five again, flatten, dense,
-# ReLU, dense, ReLU, dense.
+# The paper's code is Keras, and codes in PyTorch name the layers each in its own way.
 CARLINI_WAGNER_TORCH = TorchForm(
     {
         "conv1": "0",
@@ -35,6 +33,9 @@ class CarliniWagnerCNN(nn.Module):
     flatten (rows, columns, channels), dense 200, dense 200, dense `classes`. The parameters'
     shapes follow the first input; 312,202 of them for 28×28×1 images and ten classes. The dropout
     with which the paper trains is left out.
+
+    PyTorch checkpoints have the keys of a `Sequential` of conv, ReLU, conv, ReLU, pool, the same
+    five again, flatten, dense, ReLU, dense, ReLU, dense: 0, 2, 5, 7, 11, 13, 15.
 
     Attributes:
       classes: The number of logits.

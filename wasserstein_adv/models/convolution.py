@@ -25,6 +25,9 @@ def convolve(
     it is five times slower. So on CPUs, and there alone, the axes are exchanged in the kernel
     itself.
 
+    Derivatives are reverse, of any order, and forward over reverse, as for Hessian-vector products;
+    forward ones of the value alone (`jax.jvp` of a network) JAX refuses.
+
     Args:
       images: any floating type.
       kernel: of the same type.
@@ -43,7 +46,8 @@ def _convolve(images: Array, kernel: Array, strides: Any, padding: Any) -> Array
 
 
 def _forward(images: Array, kernel: Array, strides: Any, padding: Any) -> tuple[Array, Any]:
-    return _convolve(images, kernel, strides, padding), (images, kernel)
+    # Not itself, so that the gradient can be differentiated forward too.
+    return _convolve.fun(images, kernel, strides, padding), (images, kernel)
 
 
 def _backward(strides: Any, padding: Any, saved: Any, slope: Array) -> tuple[Array, Array]:

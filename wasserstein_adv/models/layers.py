@@ -69,6 +69,9 @@ def convolution(features: int, size: int, stride: int, dtype: DTypeLike, name: s
 def batch_norm(train: bool, dtype: DTypeLike, axis_name: str | None, name: str) -> nn.BatchNorm:
     """Return batch normalisation with PyTorch's constants.
 
+    In use it is PyTorch's. In training its running variance is that of the n values seen, where
+    PyTorch's is n/(n − 1) times that.
+
     Args:
       train: Normalise by the batch's own statistics and update the running ones.
       dtype: The type of the result; statistics are float32 whatever it is.

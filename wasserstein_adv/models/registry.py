@@ -47,7 +47,9 @@ def load_torch(
 
     Returns:
       Variables for `model.apply`, float32: `{"params": ...}`, and `"batch_stats"` where the network
-      has batch normalisation. With them it computes what PyTorch did, on images laid out NHWC.
+      has batch normalisation. With them it computes what PyTorch did, on images laid out NHWC and
+      normalised as `model` does it: no checkpoint says by which mean and deviation that was, so
+      where it was by others than the network's own, give it those as `mean` and `std`.
 
     Raises:
       InputError: `model` is none of these networks; the file cannot be read or holds no state
