@@ -344,9 +344,11 @@ def replicate(step: Step, devices: Sequence[jax.Device] | None = None) -> Replic
         return jax.tree.map(copies, state)
 
     def get(state: Any) -> TrainState:
-        def first(leaf: jax.Array) -> np.ndarray:
+        def first(leaf: jax.Array | np.ndarray) -> np.ndarray:
+            # Before the first step it is as `put` made it.
+            parts = leaf.addressable_shards[0].data if isinstance(leaf, jax.Array) else leaf
             # An array still where nothing but a number is left.
-            return np.array(np.asarray(leaf.addressable_shards[0].data)[0])
+            return np.array(np.asarray(parts)[0])
 
         return jax.tree.map(first, state)
 

@@ -110,7 +110,7 @@ def test_leaves_a_cell_for_every_model_and_attack(finished):
     for attack, settings in results["settings"]["attacks"].items():
         assert settings.items() >= QUICK[attack].items()
     files = {f"{model}-{attack}.npz" for attack, model in CELLS}
-    others = {"clean.npz", "results.json", "settings.json", "table.md", "robustness.png"}
+    others = {"clean.npz", "results.json", "settings.json", "table.md", "robustness.png", ".lock"}
     assert set(contents(finished)) == files | others
     assert (finished / "robustness.png").read_bytes().startswith(b"\x89PNG")
 
