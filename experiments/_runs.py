@@ -80,7 +80,7 @@ def _left_by_us(path: Path) -> bool:
 
 def _lock(path: Path) -> None:
     """Keep other processes out of a folder for as long as this one lives."""
-    file = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT)  # never closed: that would unlock it
+    file = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)  # never closed: that unlocks it
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:
