@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from wasserstein_adv.errors import InputError
 
@@ -50,17 +51,9 @@ def of_first(tree: Any) -> Any:
     Args:
         tree: of the same structure, shapes and types in all processes.
     """
-    if jax.process_count() == 1:
-        return tree
-    from jax.experimental import multihost_utils
-
     return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))
 
 
 def _gathered(*numbers: int) -> np.ndarray:
     """Each process's numbers, a row for each."""
-    if jax.process_count() == 1:
-        return np.array([numbers])
-    from jax.experimental import multihost_utils
-
     return np.asarray(multihost_utils.process_allgather(np.array(numbers, np.uint32)))

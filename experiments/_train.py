@@ -221,9 +221,8 @@ def run_training(config: TrainOptions, command: str) -> None:
     path = config.out or default_folder(f"train-{config.defense}", task.settings)
     # Process 0 has the folder to itself; the others need not see it.
     folder = all_or_none(lambda: _claimed(path, task) if first else RunFolder(path, False))
+    show_finished(folder, results_table, console)
     if of_first(folder.finished):
-        if first:
-            show_finished(folder, results_table, console)
         return
 
     recipe, training = task.recipe, task.training

@@ -138,21 +138,18 @@ def _check_comparison(
     folder: Path, results: Mapping[str, Any], images: int | None
 ) -> list[tuple[str, list[Claim]]]:
     """Check a run of compare: each of its attacks, then what it says of all of them."""
-    clean_file = _load(folder / "clean.npz")
+    clean_file = _load_clean(folder)
     clean = clean_file["clean"]
-    _check_shapes(clean, clean_file)
     runs = _runs_compared(results, folder)
     tables, found, right = [], {}, []
     for entry, row in runs:
-        run_file = _load(folder / f"{file_name(entry.name)}.npz")
-        _check_shapes(clean, run_file)
-        arrays = Arrays(run_file.where, run_file | clean_file)
         cell = cell_of(entry, clean.shape[1:3])
-        measured = _measure_cell(cell, entry.name, arrays, min(images or len(clean), len(clean)))
-        arrays.update(_with_the_rest(measured, arrays))
+        stored, measured, arrays = _remeasured(
+            folder, entry.name, cell, clean_file, len(clean), images
+        )
         right.append((arrays["budget"] > 0) | ~arrays["success"])
         claims = [
-            *_check_cell(FAMILIES[entry.family], entry.settings, arrays, run_file, measured),
+            *_check_cell(FAMILIES[entry.family], entry.settings, arrays, stored, measured),
             holds("right without an attack as in the first run", right[-1] == right[0]),
             entries_as_one("row", row, row_of(entry, arrays)),
         ]
@@ -172,9 +169,8 @@ def _check_table(
     folder: Path, results: Mapping[str, Any], images: int | None
 ) -> list[tuple[str, list[Claim]]]:
     """Check a run of robustness_table: each of its models under each attack, then the images."""
-    clean_file = _load(folder / "clean.npz")
+    clean_file = _load_clean(folder)
     clean = clean_file["clean"]
-    _check_shapes(clean, clean_file)
     count, colour = len(clean), clean.shape[-1] > 1
     kept = _part(results, "settings").get("distance_images")
     if type(kept) is not int or not 1 <= kept <= count:
@@ -184,13 +180,7 @@ def _check_table(
         family, attack = FAMILIES[cell.attack], cell.attack
         name = f"{cell.model} {attack}"
         ground = cell_of_table(attack, cell.settings, clean.shape[1:3])
-        file = _load(folder / f"{file_name(name)}.npz")
-        _check_shapes(
-            clean, file, kept={name: kept for name in ("image", "distance", *ground.others)}
-        )
-        arrays = Arrays(file.where, file | clean_file)
-        measured = _measure_cell(ground, name, arrays, min(images or kept, kept))
-        arrays.update(_with_the_rest(measured, arrays))
+        stored, measured, arrays = _remeasured(folder, name, ground, clean_file, kept, images)
         found = cell_results(
             arrays, attack, cell.settings.steps, distances_of(attack, colour=colour)
         )
@@ -198,7 +188,7 @@ def _check_table(
         needless = arrays["success"] & (arrays["steps"] == 0)
         first = right.setdefault(cell.model, ~needless)
         claims = [
-            *_check_cell(family, cell.settings, arrays, file, measured),
+            *_check_cell(family, cell.settings, arrays, stored, measured),
             holds("right without an attack as under the first", first == ~needless),
             entries_as_one("cell", recorded, found),
         ]
@@ -406,6 +396,33 @@ def _measure(
     return measured
 
 
+def _remeasured(
+    folder: Path, name: str, cell: Cell, clean: Arrays, kept: int, images: int | None
+) -> tuple[Arrays, dict[str, Float[np.ndarray, "m"]], Arrays]:
+    """One attack among several, measured again on at most so many of its images; None for all.
+
+    Args:
+        folder: the run's.
+        name: the attack's, after which its file is called.
+        cell: how it is measured.
+        clean: of `_load_clean`.
+        kept: of how many images, from the first, there are the image and its distances.
+        images: on how many to measure them.
+
+    Returns:
+        Its file; what was measured; and all of its arrays, with that in the place of what the file
+        has.
+    """
+    stored = _load(folder / f"{file_name(name)}.npz")
+    _check_shapes(
+        clean["clean"], stored, kept=dict.fromkeys(("image", "distance", *cell.others), kept)
+    )
+    arrays = Arrays(stored.where, stored | clean)
+    measured = _measure_cell(cell, name, arrays, min(images or kept, kept))
+    arrays.update(_with_the_rest(measured, arrays))
+    return stored, measured, arrays
+
+
 def _measure_cell(
     cell: Cell, name: str, arrays: Mapping[str, np.ndarray], images: int
 ) -> dict[str, Float[np.ndarray, "m"]]:
@@ -538,6 +555,13 @@ def _load(path: Path) -> Arrays:
             return Arrays(path, {name: stored[name] for name in stored.files})
     except Exception as error:  # a damaged archive raises almost any
         raise InputError(f"{path}: cannot be read ({type(error).__name__})") from error
+
+
+def _load_clean(folder: Path) -> Arrays:
+    """The clean images of several attacks, and their labels."""
+    arrays = _load(folder / "clean.npz")
+    _check_shapes(arrays["clean"], arrays)
+    return arrays
 
 
 def _check_shapes(clean: np.ndarray, *files: Arrays, kept: Mapping[str, int] = {}) -> None:
