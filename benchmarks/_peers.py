@@ -130,7 +130,7 @@ def published_attack(
         return torch.autograd.grad(loss, images)[0]
 
     def run() -> Attacked:
-        z, epsilon = clean.clone(), clean.new_full((len(clean),), protocol.start)
+        z, epsilon = clean.clone(), clean.new_full((len(clean),), protocol.start_radius)
         done = fooled(z)
         radius = torch.where(done, 0.0, torch.inf)
         for step in range(1, protocol.steps + 1):
@@ -145,8 +145,8 @@ def published_attack(
             z = torch.where(done[:, None, None, None], z, (found * mass).clamp(0.0, 1.0))
             now = fooled(z) & ~done
             radius, done = torch.where(now, epsilon, radius), done | now
-            if step % protocol.every == 0:
-                epsilon = torch.where(done, epsilon, epsilon * protocol.factor)
+            if step % protocol.grow_every == 0:
+                epsilon = torch.where(done, epsilon, epsilon * protocol.growth)
         return Attacked(_from_torch(z), radius.cpu().numpy())
 
     return run

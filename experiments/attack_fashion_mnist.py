@@ -7,8 +7,9 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from experiments._attack import AttackName, AttackOptions, attack
-from experiments._cli import run_command
+from experiments.evaluation.attack import AttackOptions, attack
+from experiments.harness.arguments import run_command
+from experiments.harness.catalogue.attacks import AttackName
 
 
 @dataclass(frozen=True)

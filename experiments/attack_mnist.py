@@ -7,8 +7,8 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from experiments._attack import AttackOptions, attack
-from experiments._cli import run_command
+from experiments.evaluation.attack import AttackOptions, attack
+from experiments.harness.arguments import run_command
 
 
 @dataclass(frozen=True)

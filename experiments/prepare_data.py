@@ -11,7 +11,8 @@ from typing import Literal
 
 import tyro
 
-from experiments._cli import images_bar, run_command
+from experiments.harness.arguments import run_command
+from experiments.harness.progress import images_bar
 from wasserstein_adv.data import prepare, published_sizes, split_sizes
 
 

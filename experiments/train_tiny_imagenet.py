@@ -7,8 +7,9 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from experiments._cli import run_command
-from experiments._train import TrainOptions, run_training
+from experiments.harness.arguments import run_command
+from experiments.training.command import run_training
+from experiments.training.options import TrainOptions
 
 
 @dataclass(frozen=True)

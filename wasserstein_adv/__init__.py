@@ -48,6 +48,8 @@ from wasserstein_adv.projections import (
     unbalanced_sinkhorn,
 )
 
+__version__ = "0.1.0"
+
 __all__ = [
     "AttackResult",
     "Duals",

@@ -64,11 +64,12 @@ def flow_ball(*, tolerance: float = 0.1, max_iterations: int = 200) -> FeasibleS
 class FlowProtocol(NamedTuple):
     """Settings of the attack. Units: pixels times fractions of the image's mass for radii."""
 
-    start: float = 0.001
+    start_radius: float = 0.001
     """Radius ε of the first step."""
-    factor: float = 1.03
-    """Growth of the radius in every step."""
+    growth: float = 1.03
+    """Factor by which the radius grows in every step."""
     steps: int = 285
+    """Gradient steps at most."""
     step_size: float = 0.7
     """Length of the step along the gradient at radius 1, in the intensity of the pixel that changes
     most. It goes with √ε: one length for all is too short for large balls or too long for small
@@ -94,9 +95,9 @@ def flow(
       InputError: numbers out of range, no steps.
     """
     del grid_size  # here so that every attack is built alike
-    for name in ("start", "factor", "step_size"):
+    for name in ("start_radius", "growth", "step_size"):
         check_positive(name, getattr(protocol, name))
-    radius = growing(protocol.start, protocol.factor, 1)
+    radius = growing(protocol.start_radius, protocol.growth, 1)
     step = optax.chain(
         linf_unit(protocol.step_size),
         optax.scale_by_schedule(lambda count: jnp.sqrt(radius(count))),

@@ -18,11 +18,13 @@ class HuProtocol(NamedTuple):
     increment: float = 0.01
     """Growth of the radius ε in every step, from this."""
     steps: int = 200
+    """Gradient steps at most."""
     step_size: float = 0.06
     """Length of the step along the gradient, in the pixel that changes most."""
     reg: float = 1000.0
-    """λ."""
+    """λ, the projection's weight on the distance against the plan's entropy."""
     window: int = 5
+    """Side of the window in which mass may move, in pixels, odd."""
     p: float = 1.0
     """Exponent of the Euclidean ground cost."""
 

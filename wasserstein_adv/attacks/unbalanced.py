@@ -99,6 +99,7 @@ class UnbalancedProtocol(NamedTuple):
     """Settings of the attack; units of cost are those of distances in [0, `scale`]²."""
 
     steps: int = 10
+    """Gradient steps; each image gets all of them unless the first success is kept."""
     step_size: float = 0.02
     """Length of a step: of every pixel for "linf", of the whole image for "l2"."""
     norm: Literal["linf", "l2"] = "linf"
@@ -118,8 +119,9 @@ class UnbalancedProtocol(NamedTuple):
     radius: float = 0.2
     """ε: what ⟨Π, C⟩/ΣΠ is compared with."""
     variant: Literal["exact", "published"] = "exact"
+    """exact solves the stated problem; published is the paper's iteration."""
     floor: float = 1e-10
-    """Of zero pixels, in the published variant only."""
+    """What stands for a zero pixel under the logarithm, in the published variant only."""
 
 
 PAPER = UnbalancedProtocol()
@@ -153,6 +155,8 @@ def unbalanced(
         raise InputError(f"norm must be linf or l2, got {protocol.norm!r}")
     for name in ("step_size", "p", "scale", "radius", "floor"):
         check_positive(name, getattr(protocol, name))
+    if protocol.variant == "exact" and protocol.floor != PAPER.floor:
+        raise InputError("floor is for the variant published")
     if protocol.iterations < 1:
         raise InputError(f"iterations must be 1 or more, got {protocol.iterations}")
     row, col = unit_square(*grid_size)

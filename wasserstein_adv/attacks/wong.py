@@ -16,31 +16,33 @@ class WongProtocol(NamedTuple):
     """Settings of the attack. Units: pixels for the window, fractions of the image's mass times
     pixels^p for radii, [0, 1] intensities for the step."""
 
-    start: float = 0.3
+    start_radius: float = 0.3
     """Radius ε of the first step."""
-    factor: float = 1.1
-    """Growth of the radius,"""
-    every: int = 10
+    growth: float = 1.1
+    """Factor by which the radius grows,"""
+    grow_every: int = 10
     """once in so many steps."""
     steps: int = 200
+    """Gradient steps at most."""
     step_size: float = 0.1
     """Length of the ℓ∞ sign step."""
     reg: float = 1000.0
-    """λ."""
+    """λ, the projection's weight on the distance against the plan's entropy."""
     window: int = 5
+    """Side of the window in which mass may move, in pixels, odd."""
     p: float = 1.0
     """Exponent of the Euclidean ground cost."""
 
 
 MNIST = WongProtocol()
 """Evaluation on MNIST: section 5."""
-MNIST_SCRIPT = WongProtocol(start=0.7, window=7, p=2.0)
+MNIST_SCRIPT = WongProtocol(start_radius=0.7, window=7, p=2.0)
 """Evaluation on MNIST as the published script has it."""
-MNIST_TRAINING = WongProtocol(start=0.1, factor=1.4, every=5, steps=50)
+MNIST_TRAINING = WongProtocol(start_radius=0.1, growth=1.4, grow_every=5, steps=50)
 """Adversarial training on MNIST: appendix B.1."""
-CIFAR10 = WongProtocol(start=0.001, factor=1.17, steps=400, reg=3000.0)
+CIFAR10 = WongProtocol(start_radius=0.001, growth=1.17, steps=400, reg=3000.0)
 """Evaluation on CIFAR-10: section 5."""
-CIFAR10_TRAINING = WongProtocol(start=0.01, factor=1.5, every=5, steps=50, reg=3000.0)
+CIFAR10_TRAINING = WongProtocol(start_radius=0.01, growth=1.5, grow_every=5, steps=50, reg=3000.0)
 """Adversarial training on CIFAR-10: appendix B.2."""
 
 
@@ -67,15 +69,15 @@ def wong(
     Raises:
       InputError: an even window, numbers out of range, no steps.
     """
-    for name in ("start", "factor", "step_size"):
+    for name in ("start_radius", "growth", "step_size"):
         check_positive(name, getattr(protocol, name))
-    if protocol.every < 1:
-        raise InputError(f"every must be 1 or more, got {protocol.every}")
+    if protocol.grow_every < 1:
+        raise InputError(f"grow_every must be 1 or more, got {protocol.grow_every}")
     geometry = local_grid(grid_size, euclidean_power(protocol.p), protocol.window)
     return first_order(
         wasserstein_ball(geometry, protocol.reg, max_iterations=max_iterations),
         pgd(sign(protocol.step_size)),
-        radius=growing(protocol.start, protocol.factor, protocol.every),
+        radius=growing(protocol.start_radius, protocol.growth, protocol.grow_every),
         steps=protocol.steps,
         **first_order_options,
     )

@@ -142,9 +142,11 @@ class ProjectionProtocol(NamedTuple):
     radius: float = 0.5
     """ε, the same in every step."""
     steps: int = 300
+    """Gradient steps at most."""
     step_size: float = 0.1
     """Length of the step along the gradient, in the entry of the coupling that changes most."""
     window: int = 5
+    """Side of the window in which mass may move, in pixels, odd."""
     p: float = 1.0
     """Exponent of the Euclidean ground cost."""
 
@@ -155,9 +157,11 @@ class FrankWolfeProtocol(NamedTuple):
     radius: float = 0.5
     """ε, the same in every step."""
     steps: int = 300
+    """Gradient steps at most."""
     reg: float = 1000.0
     """1/γ, weight of the gradient, its largest entry scaled to 1, against the entropy."""
     window: int = 5
+    """Side of the window in which mass may move, in pixels, odd."""
     p: float = 1.0
     """Exponent of the Euclidean ground cost."""
 

@@ -17,8 +17,11 @@ class LinfProtocol(NamedTuple):
     """Projected gradient descent in an ℓ∞ ball, in intensities."""
 
     radius: float = 0.3
+    """ε."""
     step_size: float = 0.01
+    """Length of the sign step."""
     steps: int = 40
+    """Gradient steps."""
 
 
 LINF_MNIST = LinfProtocol()

@@ -10,6 +10,7 @@ from rich.table import Table
 
 # How far apart two numbers may be that agree.
 _RELATIVE = 1e-6
+_LONG = 30  # letters of an entry that is shown
 _ABSOLUTE = 1e-7  # the solver's digits, in pixels, and float32's, in shares of the mass
 
 
@@ -84,6 +85,12 @@ def entries_as_one(name: str, recorded: Any, found: Mapping[str, Any]) -> Claim:
     return Claim(name, *cells, len(differing), len(claims))
 
 
+def different(name: str, recorded: Any, found: Any) -> Claim:
+    """The claim, which is wrong, that two entries are the same."""
+    texts = ("–" if side is None else str(side) for side in (recorded, found))
+    return Claim(name, *(t if len(t) < _LONG else f"{t[:_LONG]}…" for t in texts), 1, 1)
+
+
 def _numbers(entry: Any) -> Float[np.ndarray, "k"]:
     """The numbers of an entry, NaN for one that is not a number or not there."""
     try:
@@ -92,13 +99,15 @@ def _numbers(entry: Any) -> Float[np.ndarray, "k"]:
         return np.array([np.nan])
 
 
-def claims_table(title: str, claims: Sequence[Claim]) -> Table:
+def claims_table(title: str, claims: Sequence[Claim], note: str = "") -> Table:
     """Lay out claims for the terminal, those that do not agree in red."""
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(
+        title=title, caption=note or None, box=SIMPLE_HEAD, pad_edge=False, show_edge=False
+    )
     table.add_column("claim", no_wrap=True)
     for column in ("recorded", "recomputed"):
         table.add_column(column, justify="right")
-    table.add_column("agrees")
+    table.add_column("agrees", no_wrap=True)
     for claim in claims:
         share = f", {claim.wrong} of {claim.values}" if claim.values > 1 else ""
         agrees = "yes" if claim.agrees else f"no{share}"

@@ -5,22 +5,30 @@ import hashlib
 import json
 import os
 import shutil
-import zipfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
-from experiments._report import INCOMPLETE, write_json_atomic
+from experiments.harness.evidence import Part, to_json
+from experiments.harness.files import (
+    INCOMPLETE,
+    load_arrays,
+    read_json,
+    save_arrays,
+    write_json_atomic,
+    write_text,
+)
+from experiments.harness.tables import Table, from_json, markdown, on_terminal
 from wasserstein_adv.errors import InputError
 
-_SETTINGS = "settings.json"
+SETTINGS = "settings.json"
 _CHECKPOINT = "checkpoint.npz"
-_RESULTS = "results.json"
+RESULTS = "results.json"
+EVIDENCE = "evidence.json"
 _LOCK = ".lock"
 
 
@@ -49,15 +57,15 @@ def claim(path: Path, settings: dict[str, Any]) -> RunFolder:
     settings = json.loads(json.dumps(settings))
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if not (path / _SETTINGS).is_file() and any(not _left_by_us(p) for p in path.iterdir()):
+        if not (path / SETTINGS).is_file() and any(not _left_by_us(p) for p in path.iterdir()):
             raise InputError(f"--out {path}: is not empty and holds no run, choose another")
-        if not (path / _RESULTS).is_file():
+        if not (path / RESULTS).is_file():
             _lock(path)
             for left in path.glob(f"{INCOMPLETE}*"):  # by a process that was killed
                 shutil.rmtree(left)
-        if not (path / _SETTINGS).is_file():
-            write_json_atomic(path / _SETTINGS, settings)
-        begun = json.loads((path / _SETTINGS).read_text("utf-8"))
+        if not (path / SETTINGS).is_file():
+            write_json_atomic(path / SETTINGS, settings)
+        begun = json.loads((path / SETTINGS).read_text("utf-8"))
         if not isinstance(begun, dict):
             raise InputError(f"--out {path}: is not empty and holds no run, choose another")
         if begun != settings:
@@ -70,7 +78,7 @@ def claim(path: Path, settings: dict[str, Any]) -> RunFolder:
         raise
     except (OSError, ValueError) as error:  # damaged text or JSON is a ValueError
         raise InputError(f"--out {path}: cannot be used ({error})") from error
-    return RunFolder(path, (path / _RESULTS).is_file())
+    return RunFolder(path, (path / RESULTS).is_file())
 
 
 def _left_by_us(path: Path) -> bool:
@@ -99,84 +107,76 @@ def default_folder(command: str, settings: dict[str, Any]) -> Path:
     )
 
 
-def stored_results(folder: RunFolder) -> dict[str, Any]:
-    """The results of a finished run.
-
-    Raises:
-        InputError: they cannot be read.
-    """
-    path = folder.path / _RESULTS
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
-
-
-def show_finished(folder: RunFolder, table: Callable[[Any], Table], console: Console) -> bool:
+def show_finished(folder: RunFolder, console: Console) -> bool:
     """Show the results of a run that is finished.
-
-    Args:
-        folder: of the run.
-        table: lays out its results.
-        console: where they are shown.
 
     Returns:
         Whether it is finished.
 
     Raises:
-        InputError: its results cannot be read, or are not of such a run.
+        InputError: its results cannot be read, or hold no table, as those of earlier versions.
     """
     if not folder.finished:
         return False
-    results = stored_results(folder)
+    results = read_json(folder.path / RESULTS)
     try:
-        console.print(table(results))
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{folder.path / _RESULTS}: is not of such a run") from error
+        (first, *_) = results["tables"]
+        console.print(on_terminal(from_json(first)))
+    except (InputError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder.path / RESULTS}: holds no table that could be shown") from error
     console.print(f"finished before: {folder.path}", highlight=False, soft_wrap=True)
     return True
 
 
-def finish(folder: RunFolder, results: dict[str, Any]) -> None:
-    """Write the results, which makes the run finished, and drop its checkpoint."""
-    write_json_atomic(folder.path / _RESULTS, results)
+def finish(
+    folder: RunFolder,
+    results: dict[str, Any],
+    tables: Sequence[Table],
+    parts: Sequence[Part] | None = None,
+) -> None:
+    """Write what a run found, which makes it finished, and drop its checkpoint.
+
+    Args:
+        folder: the run's.
+        results: all that it found.
+        tables: what of it people look at; the first is what the terminal shows.
+        parts: where the figures come from; None for a run that is no evidence.
+    """
+    if parts is not None:
+        write_json_atomic(folder.path / EVIDENCE, to_json(parts))
+    write_text(folder.path / "table.md", markdown(tables))
+    kept = [table._asdict() for table in tables]
+    write_json_atomic(folder.path / RESULTS, {**results, "tables": kept})
     (folder.path / _CHECKPOINT).unlink(missing_ok=True)
 
 
 def withdraw(folder: RunFolder) -> None:
     """Remove the results of a run that has lost what they are of: it is not finished any more."""
-    (folder.path / _RESULTS).unlink(missing_ok=True)
+    (folder.path / RESULTS).unlink(missing_ok=True)
 
 
-def save_arrays(path: Path, *, compress: bool = True, **arrays: np.ndarray) -> None:
-    """Write an `.npz` file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        (np.savez_compressed if compress else np.savez)(file, **arrays)
-    os.replace(partial, path)
-
-
-def save_checkpoint(folder: RunFolder, tree: Any, seconds: float) -> None:
-    """Keep a pytree of arrays, and how long it took to come this far, for `load_checkpoint`."""
+def save_checkpoint(folder: RunFolder, name: str, tree: Any, seconds: float) -> None:
+    """Keep a pytree of arrays, of what, and how long it took so far, for `load_checkpoint`."""
     leaves = {f"leaf{i}": leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
+    about = {"seconds": np.float64(seconds), "name": np.str_(name)}
     # Uncompressed: it is written every few seconds, beside the attack.
-    save_arrays(folder.path / _CHECKPOINT, compress=False, seconds=np.float64(seconds), **leaves)
+    save_arrays(folder.path / _CHECKPOINT, compress=False, **about, **leaves)
 
 
-def load_checkpoint(folder: RunFolder, like: Any) -> tuple[Any, float] | None:
+def load_checkpoint(folder: RunFolder, name: str, like: Any) -> tuple[Any, float] | None:
     """What `save_checkpoint` kept, in the structure of `like`; None where there is nothing usable.
 
-    A checkpoint that cannot be read or has other shapes is not used: the run begins anew.
+    A checkpoint that cannot be read, is of something else or has other shapes is not used: the run
+    begins anew.
     """
-    path = folder.path / _CHECKPOINT
     expected, structure = jax.tree.flatten(like)
     try:
-        with np.load(path) as stored:
-            leaves = [stored[f"leaf{i}"] for i in range(len(expected))]
-            seconds = float(stored["seconds"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        stored = load_arrays(folder.path / _CHECKPOINT)
+        leaves = [stored[f"leaf{i}"] for i in range(len(expected))]
+        seconds, of = float(stored["seconds"]), str(stored["name"])
+    except (InputError, KeyError, ValueError):
         return None
-    same = all(
+    same = of == name and all(
         a.shape == b.shape and a.dtype == b.dtype for a, b in zip(leaves, expected, strict=True)
     )
     return (jax.tree.unflatten(structure, leaves), seconds) if same else None

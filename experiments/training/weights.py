@@ -1,6 +1,7 @@
 """Classifiers: which network goes with a dataset, and weights on disk."""
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -8,31 +9,19 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from experiments._report import INCOMPLETE
+from experiments.harness.catalogue.datasets import DATASETS
+from experiments.harness.files import INCOMPLETE
 from wasserstein_adv.data import describe
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.models import MODELS, load_torch
 from wasserstein_adv.training import Variables
-
-ModelName = Literal["wong-kolter", "carlini-wagner", "resnet18", "resnet50", "wrn-34-10"]
-
-STANDARD_MODEL = {
-    "mnist": "wong-kolter",
-    "mnist-5k": "wong-kolter",
-    "fashion_mnist": "wong-kolter",
-    "cifar10": "resnet18",
-    "cifar100": "resnet18",
-    "svhn": "resnet18",
-    "tiny_imagenet": "resnet50",
-}
-"""The network that the papers use with each dataset."""
 
 WEIGHTS = "weights"
 """The folder of a training run that holds the weights."""
@@ -47,6 +36,14 @@ class Classifier(NamedTuple):
 
     model: nn.Module
     variables: Variables
+
+
+def digest(classifier: Classifier | None) -> str:
+    """16 hexadecimal digits that stand for a model's weights; "standard" where there are none."""
+    if classifier is None:
+        return "standard"
+    leaves = (np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(classifier.variables))
+    return hashlib.sha256(b"".join(leaves)).hexdigest()[:16]
 
 
 def build_model(name: str, data: str, **attributes: Any) -> nn.Module:
@@ -156,7 +153,7 @@ def load_weights(path: Path, data: str, model: str | None = None) -> Classifier:
             checkpoint's folder.
         data: The dataset whose images the network takes.
         model: The network, one of `MODELS`; None for the one that the run says, or else the
-            dataset's of `STANDARD_MODEL`.
+            dataset's of `DATASETS`.
 
     Returns:
         The network with its weights.
@@ -166,7 +163,7 @@ def load_weights(path: Path, data: str, model: str | None = None) -> Classifier:
             there.
     """
     if path.suffix.lower() in _PYTORCH and not path.is_dir():
-        network = _network(model or STANDARD_MODEL[data], data, path)
+        network = _network(model or DATASETS[data].model, data, path)
         return Classifier(network, load_torch(network, path, describe(data).image_shape))
     if path.is_file():
         raise InputError(f"{path}: neither a {' or '.join(_PYTORCH)} file nor a folder")
@@ -174,7 +171,7 @@ def load_weights(path: Path, data: str, model: str | None = None) -> Classifier:
         if not (path / WEIGHTS).is_dir():
             raise InputError(f"{path}: its training is not finished, the same command goes on")
         model, path = model or trained_model(path), path / WEIGHTS
-    network = _network(model or STANDARD_MODEL[data], data, path)
+    network = _network(model or DATASETS[data].model, data, path)
     return Classifier(network, restore(path, network, data))
 
 

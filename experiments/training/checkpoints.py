@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments._weights import check_weights, leaves_by_name, of_this_process, quiet_orbax
+from experiments.training.weights import check_weights, leaves_by_name, of_this_process, quiet_orbax
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.training import TrainState
 

@@ -1,0 +1,323 @@
+"""The command that attacks a classifier, whatever the dataset and the attack."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import tyro
+
+from experiments.evaluation.cells import Files, Ruler, cell_of, part_of, run_cells
+from experiments.evaluation.session import (
+    ModelOptions,
+    Run,
+    begin,
+    clean_arrays,
+    end,
+    gather,
+    images_part,
+    nominal,
+)
+from experiments.harness.arguments import (
+    Choice,
+    check_count,
+    check_each,
+    check_settings,
+    use_all_cores,
+)
+from experiments.harness.catalogue.attacks import (
+    ATTACKS,
+    OBJECTIVES,
+    Attack,
+    AttackName,
+    PresetName,
+    attack_settings,
+)
+from experiments.harness.catalogue.datasets import ModelName
+from experiments.harness.evidence import Figure, figure
+from experiments.harness.files import file_name
+from experiments.harness.pictures import plot_curve, plot_examples
+from experiments.harness.tables import Table, heading
+from wasserstein_adv.data import class_names, describe
+from wasserstein_adv.errors import InputError
+from wasserstein_adv.metrics import accuracy_at
+
+
+@dataclass(frozen=True)
+class AttackOptions(ModelOptions):
+    """What can be chosen of an attack; where nothing is given, its paper's protocol holds."""
+
+    model: ModelName | None = None
+    """The network that the checkpoint is of; by default what its training says, or else the one
+    that the papers use with the dataset."""
+
+    attack: AttackName = "projected-sinkhorn"
+
+    preset: PresetName = "paper"
+
+    radii: tuple[float, ...] | None = None
+    """Radii at which to report the accuracy that is left, of an attack in a ball; by default a few
+    that suit the attack."""
+
+    objective: Literal["cross-entropy", "margin"] = "cross-entropy"
+    """What the attack maximises."""
+
+    keep: Literal["first-success", "last", "highest-objective", "closest"] | None = None
+    """Which iterate is the answer. By default the first success, and for unbalanced the last."""
+
+    random_start: bool = False
+    """Start from a random point."""
+
+    restarts: int = 1
+    """Random starts per image; more than one needs --random-start."""
+
+    settings: tyro.conf.Suppress[Any] = None
+    """The attack's own; None for those of the preset."""
+
+    choice: ClassVar[Choice] = Choice(
+        "attack", ("attack", "preset", "data"), attack_settings, ATTACKS
+    )
+
+
+def attack(options: AttackOptions, command: str) -> None:
+    """Attack, measure the exact distances, and write what was found, arrays and pictures.
+
+    Args:
+        options: the command's.
+        command: its module, below `experiments`.
+
+    Raises:
+        InputError: an option is out of range; data, weights or folder cannot be used.
+    """
+    use_all_cores()  # before a geometry is built
+    entry = ATTACKS[options.attack]
+    protocol = options.settings
+    if protocol is None:
+        protocol = attack_settings(options.attack, options.preset, options.data)
+    radii = _check(options, entry, protocol)
+    keep = options.keep or entry.keep
+    first_order = {name: getattr(options, name) for name in ("random_start", "restarts")}
+    settings = {
+        "attack": options.attack,
+        "objective": options.objective,
+        **first_order,
+        **({"radii": radii} if radii else {}),
+        "keep": keep,
+        **protocol._asdict(),
+    }
+    run = begin(options, command, settings, options.model)
+    if run is None:
+        return
+    clean = clean_arrays(run)
+    rulers = _rulers(entry, protocol, run.subject.grid_size)
+    objective = OBJECTIVES[options.objective]
+    cell = cell_of(entry, protocol, run.subject, rulers, keep, objective=objective, **first_order)
+    files = run_cells(run, {options.attack: cell}, clean, batch_size=options.batch_size)
+    arrays = files[file_name(options.attack)]
+    report = _in_a_ball if entry.largest else _in_no_ball
+    figures = report(options.attack, protocol, radii, keep)
+    parts = [part_of(options.attack, cell, figures), images_part(nominal())]
+    seconds = {name: round(float(arrays[name]), 3) for name in ("seconds", "measuring")}
+    results = gather(run, parts, files) | {
+        "seconds": {"attack": seconds["seconds"], "report": seconds["measuring"]},
+        "images_per_second": len(clean["label"]) / float(arrays["seconds"]),
+    }
+    _draw(run, options, entry, protocol, radii, results, files)
+    end(run, results, [results_table(results)], parts)
+
+
+def _check(options: AttackOptions, entry: Attack, protocol: Any) -> tuple[float, ...]:
+    """The radii to report accuracy at, all options checked; none for an attack without a ball."""
+    if protocol is None:
+        presets = " or ".join(entry.presets)
+        raise InputError(f"--preset of {options.attack} must be {presets}")
+    shape = describe(options.data).image_shape
+    check_settings(protocol, lambda settings: entry.build(shape[:2], settings))
+    check_count("restarts", options.restarts)
+    if options.restarts > 1 and not options.random_start:
+        raise InputError("--restarts above 1 needs --random-start")
+    if options.radii is None:
+        return entry.radii_of(protocol)
+    if entry.largest is None:
+        raise InputError(f"--radii is not an option of --attack {options.attack}")
+    check_each("radii", options.radii)
+    return options.radii
+
+
+def _rulers(entry: Attack, protocol: Any, grid_size: tuple[int, int]) -> dict[str, Ruler]:
+    """How the attack's images are measured: against its ball where it has one."""
+    ground, window = entry.ground(protocol, grid_size), entry.window(protocol)
+    if entry.largest is None:
+        return {"distance": Ruler(ground)}
+    rulers = {"window_distance": Ruler(ground, window)} if window else {}
+    if entry.clamped:
+        rulers["window_before_clamp"] = Ruler(ground, window, "before_clamp")
+    return {**rulers, "global_distance": Ruler(ground)}
+
+
+# What is found ------------------------------------------------------------------------------------
+
+
+def _in_a_ball(name: str, protocol: Any, radii: tuple[float, ...], keep: str) -> dict[str, Figure]:
+    """Accuracy against the radius, and the exact distances as fractions of it."""
+    del keep
+    entry, at = ATTACKS[name], f"{file_name(name)}/"
+    claimed = ((f"{at}budget", ">", 0),)
+    figures = {
+        "adversarial_accuracy": figure("above", f"{at}radius", at=radii),
+        "adversarial_interval": figure("above_interval", f"{at}radius", at=radii),
+        "median_radius": figure("median", f"{at}radius"),
+        "projections_converged": figure("mean", f"{at}converged"),
+        "distance_check/measured": figure("count", f"{at}budget", where=claimed),
+    }
+    rulers = _rulers(entry, protocol, (1, 1))
+    for ruler in ("window", "global"):
+        if f"{ruler}_distance" in rulers:
+            figures[f"distance_check/{ruler}"] = figure(
+                "against", f"{at}{ruler}_distance", f"{at}budget"
+            )
+    if entry.clamped:
+        figures["distance_check/inside_before_clamp"] = figure(
+            "inside", f"{at}window_before_clamp", f"{at}budget"
+        )
+    mass = figure("extremes", f"{at}mass_change", where=claimed)
+    return {**figures, "distance_check/mass_change": mass}
+
+
+def _in_no_ball(name: str, protocol: Any, radii: tuple[float, ...], keep: str) -> dict[str, Figure]:
+    """The accuracy that is left, what became of the mass, and the exact distances."""
+    del radii
+    at = f"{file_name(name)}/"
+    transport = ("distance", "mass_change", "plan_cost", "moved", "unmatched")
+    figures = {
+        "attack_accuracy": figure("left", f"{at}success"),
+        "attack_interval": figure("left_interval", f"{at}success"),
+        **{f"transport/{key}": figure("summary", f"{at}{key}") for key in transport},
+        "transport/within_budget": figure("at_most", f"{at}plan_cost", limit=protocol.radius),
+        "transport/residual": figure("largest", f"{at}residual"),
+    }
+    if keep == "first-success":
+        # The first success of an image says how many steps fool it: the whole sweep in one run.
+        steps = (f"{at}steps", f"{at}success")
+        figures["accuracy_after_steps"] = figure("after_steps", *steps, last=protocol.steps)
+    return figures
+
+
+_TRANSPORT = {
+    "moved": "mass moved, share of the plan",
+    "unmatched": "mass deleted and created",
+    "mass_change": "mass change",
+    "distance": "exact distance, masses normalised",
+    "plan_cost": "cost of the plan, in its own unit",
+}
+
+
+def results_table(results: Mapping[str, Any]) -> Table:
+    """The accuracies with their 95 % intervals, the exact distances, and the time it took."""
+    rows = [*_accuracies(results), *_distances(results), *_mass(results), *_times(results)]
+    return Table(heading(results), ("measure", "value", "95 % interval"), rows)
+
+
+def _accuracies(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    def row(name: str, share: float, ends: tuple[float, float]) -> tuple[str, str, str]:
+        low, high = (100 * end for end in ends)
+        return (name, f"{100 * share:.2f} %", f"{low:.2f} – {high:.2f} %")
+
+    rows = [row("nominal accuracy", results["nominal_accuracy"], results["nominal_interval"])]
+    intervals = results.get("adversarial_interval", {})
+    for radius, share in sorted(
+        results.get("adversarial_accuracy", {}).items(), key=lambda item: float(item[0])
+    ):
+        rows.append(row(f"accuracy at radius {radius}", share, intervals[radius]))
+    if "attack_accuracy" in results:
+        ends = results["attack_interval"]
+        rows.append(row("accuracy after the attack", results["attack_accuracy"], ends))
+    if "median_radius" in results:
+        rows.append(("median radius", f"{results['median_radius']:.4g}", ""))
+    return rows
+
+
+def _distances(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    check = results.get("distance_check")
+    if check is None:
+        return []
+    rows = [("exact distances measured", f"{check['measured']:,}", "")]
+    for key in ("window", "global", "mass_change"):
+        part = check.get(key) or {}
+        what = "mass change" if key == "mass_change" else f"distance / radius, {key}"
+        for measure in ("median", "max"):
+            if measure in part:
+                rows.append((f"{what}: {measure}", f"{part[measure]:.4g}", ""))
+        before = check.get("inside_before_clamp") if key == "window" else None
+        for share, when in ((before, " before the clamp"), (part.get("inside"), "")):
+            if share is not None:
+                rows.append((f"inside the ball{when}, {key}", f"{100 * share:.2f} %", ""))
+    return rows
+
+
+def _mass(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    found = results.get("transport")
+    if found is None:
+        return []
+    rows = [
+        (f"{name}: {measure}", f"{found[key][measure]:.4g}", "")
+        for key, name in _TRANSPORT.items()
+        for measure in ("mean", "max")
+        if found[key][measure] is not None
+    ]
+    budget = f"plans within the budget of {results['settings']['radius']}"
+    rows.append((budget, f"{100 * found['within_budget']:.2f} %", ""))
+    return [*rows, ("optimality residual: max", f"{found['residual']:.4g}", "")]
+
+
+def _times(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    rows = [(f"seconds: {part}", f"{s:,.1f}", "") for part, s in results["seconds"].items()]
+    return [*rows, ("images per second", f"{results['images_per_second']:.4g}", "")]
+
+
+# Pictures -----------------------------------------------------------------------------------------
+
+
+def _draw(
+    run: Run,
+    options: AttackOptions,
+    entry: Attack,
+    protocol: Any,
+    radii: tuple[float, ...],
+    results: Mapping[str, Any],
+    files: Files,
+) -> None:
+    """Draw the accuracy as a curve, and ten images: those fooled, if there are any."""
+    path, arrays, x = run.folder.path, files[file_name(options.attack)], run.subject.x
+    title = f"{run.subject.data}: {len(x):,} images, {entry.title}, "
+    needed, success = arrays["radius"], arrays["success"]
+    if entry.largest:
+        window = entry.window(protocol)
+        title += f"{window}×{window}" if window else "to anywhere"
+        last, at, label = max(entry.largest(protocol), *radii), radii, "radius ε"
+    else:
+        title += getattr(protocol, "variant", "")
+        needed = np.where(success, arrays["steps"], np.inf).astype(np.float64)
+        last, label = float(protocol.steps), "gradient steps"
+        at = sorted({protocol.steps // 4, protocol.steps // 2, protocol.steps})
+    if entry.largest or "accuracy_after_steps" in results:
+        curve = accuracy_at(needed, np.asarray(at))
+        marks = dict(
+            zip(
+                map(float, at), zip(curve.accuracy, curve.low, curve.high, strict=True), strict=True
+            )
+        )
+        plot_curve(path / "curve.png", {"attack": needed}, last, marks, title, label)
+
+    chosen = np.flatnonzero(success & (arrays["radius"] > 0))
+    shown = (chosen if len(chosen) else np.arange(len(x)))[:10]
+    colour = describe(run.subject.data).colour
+    measured = next(name for name in arrays if name.endswith("distance"))
+    moved = arrays["moved"][shown] if entry.largest is None else ()
+    plot_examples(
+        path / "examples.png", x[shown], arrays["image"][shown],
+        arrays["radius"][shown] if entry.largest else None,
+        run.subject.y[shown], arrays["prediction"][shown], arrays[measured][shown],
+        [f"moved {100 * share:.2g} %" for share in moved],
+        class_names(run.subject.data, options.data_dir) if colour else (),
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""What all commands share, whatever they compute: arguments, run folders, evidence, tables."""

@@ -1,0 +1,1 @@
+"""What the commands can be told by name: attacks, defences, datasets and networks."""

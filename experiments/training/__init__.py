@@ -1,0 +1,1 @@
+"""The training command: its loop, its checkpoints, weights on disk, several processes."""
