@@ -17,11 +17,12 @@ from rich.console import Console
 
 from benchmarks import _peers
 from benchmarks._measure import Setup
-from experiments._attacks import check_count
-from experiments._cli import run_command, use_all_cores
-from experiments._evaluation import Subject, progress_bar
-from experiments._report import run_environment, write_json_atomic
-from experiments._weights import load_weights
+from experiments.evaluation.subjects import Subject
+from experiments.harness.arguments import check_count, run_command, use_all_cores
+from experiments.harness.environment import run_environment
+from experiments.harness.files import write_json_atomic
+from experiments.harness.progress import progress_bar
+from experiments.training.weights import load_weights
 from wasserstein_adv.checks import check_images
 from wasserstein_adv.data import load, resolve
 from wasserstein_adv.errors import InputError

@@ -14,7 +14,7 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from experiments._evaluation import Subject
+from experiments.evaluation.subjects import Subject
 
 Record = dict[str, Any]
 """One measurement, as it stands in the results. Among its keys are "workload"; "method"; "seconds",

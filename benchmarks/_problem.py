@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from experiments._attacks import INSIDE
+from experiments.harness.figures import INSIDE
 from wasserstein_adv.geometry import euclidean_power, local_grid
 from wasserstein_adv.metrics import exact_distances
 from wasserstein_adv.projections import Duals, dual_objective, projected_sinkhorn

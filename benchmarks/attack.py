@@ -27,7 +27,7 @@ from benchmarks._measure import (
     text,
     timed,
 )
-from experiments._evaluation import Subject, logits_of, with_model
+from experiments.evaluation.subjects import Subject, logits_of, with_model
 from wasserstein_adv import parallel
 from wasserstein_adv.attacks import AttackResult
 from wasserstein_adv.attacks.wong import MNIST, wong

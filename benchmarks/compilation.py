@@ -16,9 +16,9 @@ from rich.table import Table
 from benchmarks._child import in_fresh_process
 from benchmarks._measure import Record, Setup, lay_out, number, ratio_cell, record, text
 from benchmarks._problem import ours, problem_on
-from experiments._cli import use_all_cores
-from experiments._evaluation import logits_of
-from experiments._weights import Classifier
+from experiments.evaluation.subjects import logits_of
+from experiments.harness.arguments import use_all_cores
+from experiments.training.weights import Classifier
 from wasserstein_adv import parallel
 from wasserstein_adv.attacks.wong import MNIST, wong
 from wasserstein_adv.models import WongKolterCNN

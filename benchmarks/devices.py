@@ -25,7 +25,7 @@ from benchmarks._measure import (
     text,
 )
 from benchmarks._problem import ours, problem_on
-from experiments._cli import use_all_cores
+from experiments.harness.arguments import use_all_cores
 from wasserstein_adv.data import load
 
 _BATCH = 256

@@ -22,7 +22,7 @@ from benchmarks._measure import (
 )
 from benchmarks._problem import errors, problem_on, reference
 from benchmarks.projection import ours_to
-from experiments._report import COLOURS, new_figure, save_figure
+from experiments.harness.pictures import COLOURS, new_figure, save_figure
 
 _TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 _QUICK_TOLERANCES = (1e-3, 1e-5, 1e-6)

@@ -29,7 +29,7 @@ from benchmarks._measure import (
 )
 from benchmarks._problem import REG, WINDOW, Problem, errors, problem_on, reference
 from benchmarks.projection import ours_to
-from experiments._report import COLOURS, new_figure, save_figure
+from experiments.harness.pictures import COLOURS, new_figure, save_figure
 
 _JUDGED = 16  # images of a batch whose error is measured
 _ITERATIONS = 500  # of the package at most: its own rule stops it before, where it converges
