@@ -23,17 +23,5 @@ class AttackCifar10Config(AttackOptions):
     """The dataset; downloaded and prepared where it is not."""
 
 
-def main(config: AttackCifar10Config) -> None:
-    """Attack, measure the exact distances, and write `results.json`, arrays and pictures.
-
-    Args:
-        config: the command's options.
-
-    Raises:
-        InputError: as `attack`.
-    """
-    attack(config, "attack_cifar10")
-
-
 if __name__ == "__main__":
-    sys.exit(run_command(main, AttackCifar10Config))
+    sys.exit(run_command(attack, AttackCifar10Config))

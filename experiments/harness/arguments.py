@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 import numpy as np
 import tyro
 
+from experiments.harness.environment import program
 from experiments.harness.files import cache_root
 from wasserstein_adv.errors import InputError
 
@@ -65,7 +66,7 @@ def run_command(
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         with _terminable():
-            main(parse(config_type, argv, _program(main)))
+            main(parse(config_type, argv))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return _BAD_INPUT
@@ -79,13 +80,12 @@ def run_command(
 # Parsing ------------------------------------------------------------------------------------------
 
 
-def parse(config_type: type[Config], argv: Sequence[str], program: str) -> Config:
+def parse(config_type: type[Config], argv: Sequence[str]) -> Config:
     """Arguments as a configuration, with the settings of what they choose.
 
     Args:
         config_type: dataclass of the options, with or without a `Choice`.
         argv: the arguments.
-        program: what the command is called.
 
     Raises:
         InputError: an option is not one of what is chosen.
@@ -93,12 +93,12 @@ def parse(config_type: type[Config], argv: Sequence[str], program: str) -> Confi
     """
     choice: Choice | None = getattr(config_type, "choice", None)
     if choice is None:
-        return tyro.cli(config_type, args=argv, prog=program)
+        return tyro.cli(config_type, args=argv, prog=program())
     read = {name: _given(argv, name) or _default(config_type, name) for name in choice.reads}
     chosen, settings = read[choice.option], choice.settings(**read)
     parsed, others = tyro.cli(
         _with_settings(config_type, chosen, settings),
-        args=argv, prog=program, config=(tyro.conf.OmitArgPrefixes,), return_unknown_args=True,
+        args=argv, prog=program(), config=(tyro.conf.OmitArgPrefixes,), return_unknown_args=True,
     )  # fmt: skip
     if others:
         raise InputError(_not_an_option(choice, chosen, others))
@@ -151,13 +151,6 @@ def _given(argv: Sequence[str], name: str) -> str | None:
 
 def _default(config_type: type, name: str) -> Any:
     return next(f.default for f in dataclasses.fields(config_type) if f.name == name)
-
-
-def _program(main: Callable) -> str:
-    """`python -m package.module`, as the user called it."""
-    spec = getattr(sys.modules.get(main.__module__), "__spec__", None)
-    name = spec.name if spec is not None else main.__module__
-    return f"python -m {name.removesuffix('.__main__')}"
 
 
 def named(entries: Mapping[str, Any]) -> Any:

@@ -16,9 +16,15 @@ _ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("jax", "jaxlib", "ott-jax", "optax", "flax", "numpy", "POT")
 
 
-def command_line(command: str) -> str:
-    """The command as it was given, `command` being its module below `experiments`."""
-    return shlex.join(["python", "-m", f"experiments.{command}", *sys.argv[1:]])
+def program() -> str:
+    """`python -m package.module`, as the user called it; the file where it was no module."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else sys.argv[0]
+
+
+def command_line() -> str:
+    """The command as it was given."""
+    return f"{program()} {shlex.join(sys.argv[1:])}".strip()
 
 
 def run_environment() -> dict[str, Any]:

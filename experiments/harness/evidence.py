@@ -187,13 +187,13 @@ def results_of(parts: Sequence[Part], files: Files) -> dict[str, Any]:
 
 def measure(
     part: Part, files: Files, images: int, title: str = "exact distances"
-) -> dict[str, Float[np.ndarray, "m"]]:
-    """Measure a part's distances and changes of mass on the first images, with a progress bar.
+) -> dict[str, Float[np.ndarray, "_"]]:
+    """Measure a part's distances on the first images, with a progress bar, and all changes of mass.
 
     Args:
         part: what is to be measured.
-        files: the run's images.
-        images: how many images, m.
+        files: the run's images, n.
+        images: of how many to measure distances, m.
         title: what stands before the bar.
 
     Returns:
@@ -207,7 +207,7 @@ def measure(
             found = distances(*pair, distance, lambda: bar.update(task, advance=1))
             measured[name] = found.total
     for name, (clean, image) in part.masses.items():
-        measured[name] = mass_change(lookup(files, clean), lookup(files, image))[:images]
+        measured[name] = mass_change(lookup(files, clean), lookup(files, image))
     return measured
 
 

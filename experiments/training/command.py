@@ -42,12 +42,8 @@ _NEW = {"seconds": 0.0, "seconds_waiting": 0.0}  # of a training that has not be
 _TESTED = 1000  # test images at most, after every epoch
 
 
-def run_training(config: TrainOptions, command: str) -> None:
+def run_training(config: TrainOptions) -> None:
     """Train, and leave weights, metrics and results in the run's folder.
-
-    Args:
-        config: the command's options.
-        command: its name, without the package.
 
     Raises:
         InputError: an option is out of range; data, weights or folder cannot be used.
@@ -135,7 +131,7 @@ def run_training(config: TrainOptions, command: str) -> None:
         },
         "images": {"train": len(some.labels), "test": len(task.test.labels)},
         "environment": run_environment(),
-        "command": command_line(command),
+        "command": command_line(),
     }
     table = results_table(results)
     if first:
