@@ -43,7 +43,6 @@ from experiments.harness.arguments import (
 from experiments.harness.catalogue.attacks import ATTACKS, attacks_named
 from experiments.harness.catalogue.datasets import DataName
 from experiments.harness.evidence import Figure, Ground, figure
-from experiments.harness.figures import least_distance
 from experiments.harness.files import file_name
 from experiments.harness.pictures import (
     accuracy_axes,
@@ -54,6 +53,7 @@ from experiments.harness.pictures import (
 )
 from experiments.harness.tables import Table, change, heading, number, percent, share
 from wasserstein_adv.data import describe
+from wasserstein_adv.metrics.figures import least_distance
 
 _STANDARD = "standard"
 _AT = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)

@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from experiments.harness import figures, truths
 from experiments.harness.progress import progress_bar
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.geometry import Cost, euclidean_power, minkowski
-from wasserstein_adv.metrics import TransportDistance, exact_distances
+from wasserstein_adv.metrics import TransportDistance, exact_distances, figures, truths
 
 Files = Mapping[str, Mapping[str, np.ndarray]]
 """The arrays of a run, by the file and the array's name."""

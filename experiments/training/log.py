@@ -10,10 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.harness.catalogue.datasets import Recipe
 from experiments.harness.progress import progress_bar
-from experiments.training.loop import learning_rates
 from wasserstein_adv.errors import InputError
+from wasserstein_adv.recipes import Recipe, learning_rates
 from wasserstein_adv.training import Measures
 
 _METRICS = "metrics.jsonl"

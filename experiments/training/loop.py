@@ -1,4 +1,4 @@
-"""Training a network: a recipe's optimiser and rates, and the loop on all devices."""
+"""Training a network: the loop on all devices of all processes."""
 
 import contextlib
 import functools
@@ -8,17 +8,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from experiments.harness.catalogue.datasets import Recipe
 from wasserstein_adv import parallel
-from wasserstein_adv.data import RawDataset, batch_indices, prefetch, random_crop, random_flip
+from wasserstein_adv.data import RawDataset, batch_indices, prefetch
 from wasserstein_adv.defenses import Defense, plain
-from wasserstein_adv.errors import InputError
+from wasserstein_adv.recipes import Recipe, augmentation, check_recipe, optimizer_of, steps_of
 from wasserstein_adv.training import (
-    Augment,
     Batch,
     Measures,
     TrainState,
@@ -111,11 +108,6 @@ def train(
     return on_devices.get(state).variables
 
 
-def steps_of(recipe: Recipe, images: int) -> int:
-    """How many steps a recipe takes on so many images."""
-    return images // recipe.batch_size * recipe.epochs
-
-
 def initial_state(
     model: nn.Module,
     image_shape: tuple[int, ...],
@@ -126,51 +118,6 @@ def initial_state(
     """The state that a training begins with."""
     state = initialise(model, optimizer_of(recipe, steps), tuple(image_shape), recipe.seed)
     return state if start is None else state._replace(variables=start)
-
-
-def optimizer_of(recipe: Recipe, steps: int) -> optax.GradientTransformation:
-    """A recipe's optimiser, for so many steps in all."""
-    rate = learning_rates(recipe, steps)
-    if recipe.optimizer == "adam":
-        return optax.adam(rate)
-    # PyTorch's weight decay: part of the gradient that momentum sees.
-    return optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(rate, momentum=0.9))
-
-
-def learning_rates(recipe: Recipe, steps: int) -> optax.Schedule:
-    """A recipe's learning rate, by step."""
-    peak = recipe.learning_rate
-    if recipe.schedule == "drop":
-        return optax.piecewise_constant_schedule(peak, {(steps + 1) // 2: 0.1})
-    if recipe.schedule == "one-cycle" and steps >= 5:  # else the cycle has a part without steps
-        return optax.cosine_onecycle_schedule(steps, peak, pct_start=0.2)
-    return optax.constant_schedule(peak)
-
-
-def augmentation(padding: int, flip: bool) -> Augment:
-    """The random change of every training image."""
-
-    def augment(key: jax.Array, image: Array) -> Array:
-        crop_key, flip_key = jax.random.split(key)
-        if padding:
-            image = random_crop(crop_key, image, padding)
-        return random_flip(flip_key, image) if flip else image
-
-    return augment
-
-
-def check_recipe(recipe: Recipe, images: int) -> None:
-    """Raise InputError where a number is out of range."""
-    for name, lowest in (("epochs", 1), ("batch_size", 1), ("padding", 0)):
-        if getattr(recipe, name) < lowest:
-            raise InputError(f"{name} must be at least {lowest}, got {getattr(recipe, name)}")
-    if recipe.batch_size > images:
-        raise InputError(f"batch_size must be at most the {images} images, got {recipe.batch_size}")
-    parallel.devices_for(recipe.batch_size)
-    if not 0 < recipe.learning_rate < float("inf"):
-        raise InputError(f"learning_rate must be positive and finite, got {recipe.learning_rate}")
-    if not 0 <= recipe.seed < 2**32:
-        raise InputError(f"seed must be from 0 to 2^32 - 1, got {recipe.seed}")
 
 
 # What came of it ----------------------------------------------------------------------------------

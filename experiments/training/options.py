@@ -18,10 +18,9 @@ from experiments.harness.arguments import (
     check_seed,
     check_settings,
 )
-from experiments.harness.catalogue.datasets import DATASETS, ModelName, Recipe
+from experiments.harness.catalogue.datasets import DATASETS, ModelName
 from experiments.harness.catalogue.defenses import DEFENSES, DefenseName, defense_settings
 from experiments.harness.progress import images_bar
-from experiments.training.loop import check_recipe
 from experiments.training.weights import (
     Classifier,
     build_model,
@@ -34,6 +33,7 @@ from wasserstein_adv.data import RawDataset, describe, published_sizes, read, re
 from wasserstein_adv.defenses import Defense
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.models import MODELS
+from wasserstein_adv.recipes import Recipe, check_recipe
 
 
 @dataclass(frozen=True)

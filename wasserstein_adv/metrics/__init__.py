@@ -3,6 +3,7 @@
 Everything here computes with NumPy; importing it imports neither POT nor JAX.
 """
 
+from wasserstein_adv.metrics import figures, truths
 from wasserstein_adv.metrics.accuracy import Accuracy, accuracy_at, wilson_interval
 from wasserstein_adv.metrics.transport import (
     GroundCost,
@@ -18,5 +19,7 @@ __all__ = [
     "accuracy_at",
     "exact_distance",
     "exact_distances",
+    "figures",
+    "truths",
     "wilson_interval",
 ]

@@ -9,11 +9,12 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from experiments.harness.arguments import named
-from experiments.harness.catalogue.datasets import DATASETS, Recipe
+from experiments.harness.catalogue.datasets import DATASETS
 from wasserstein_adv import defenses
 from wasserstein_adv.attacks.unbalanced import TRAINING
 from wasserstein_adv.attacks.wong import CIFAR10_TRAINING, MNIST_TRAINING
 from wasserstein_adv.data import describe
+from wasserstein_adv.recipes import Recipe
 
 
 class DefenseEntry(NamedTuple):

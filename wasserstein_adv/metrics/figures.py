@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from wasserstein_adv.metrics import Accuracy, accuracy_at, wilson_interval
+from wasserstein_adv.metrics.accuracy import Accuracy, accuracy_at, wilson_interval
 
 INSIDE = 1e-4
 """Relative slack of "inside the ball": float32 images, their mass rounded."""
