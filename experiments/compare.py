@@ -10,29 +10,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.evaluation.cells import (
-    Cell,
-    Files,
-    Ruler,
-    cell_of,
-    figures_of,
-    fooled,
-    part_of,
-    run_cells,
-)
-from experiments.evaluation.session import (
-    ModelOptions,
-    begin,
-    clean_arrays,
-    end,
-    gather,
-    images_part,
-    nominal,
-)
+from experiments.evaluation import session
+from experiments.evaluation.cells import Cell, Files, Ruler, cell_of, figures_of, part_of, run_cells
 from experiments.evaluation.subjects import Subject
 from experiments.harness.arguments import check_each, run_command
 from experiments.harness.catalogue.attacks import ATTACKS, attacks_named
-from experiments.harness.evidence import Figure, Ground, figure
+from experiments.harness.evidence import Figure, Ground, figure, lookup
 from experiments.harness.files import file_name
 from experiments.harness.pictures import draw_accuracy, new_figure, plain_axes, save_figure
 from experiments.harness.tables import Table, change, heading, number, percent
@@ -46,7 +29,7 @@ _LETTERS = {"radius": "ε", "step_size": "α"}
 
 
 @dataclass(frozen=True)
-class CompareConfig(ModelOptions):
+class CompareConfig(session.ModelOptions):
     """Attack the same images in every way there is, and measure what came of it exactly.
 
     Every attack has its paper's settings, and stops at an image's first misclassification. Those
@@ -107,9 +90,6 @@ def entries(config: CompareConfig) -> list[Entry]:
 def main(config: CompareConfig) -> None:
     """Attack, measure, and write what was found, the images and `compare.png`.
 
-    Args:
-        config: the command's options.
-
     Raises:
         InputError: an option is out of range; data, weights or folder cannot be used.
     """
@@ -119,24 +99,17 @@ def main(config: CompareConfig) -> None:
     settings = {
         "runs": [{"name": e.name, "attack": e.attack, **e.settings._asdict()} for e in runs]
     }
-    run = begin(config, "compare", settings)
+    run = session.begin(config, "compare", settings)
     if run is None:
         return
-    clean = clean_arrays(run)
+    clean = session.clean_arrays(run)
     cells = {entry.name: cell_for(entry, run.subject) for entry in runs}
     files = run_cells(run, cells, clean, batch_size=config.batch_size)
-    parts = [
-        part_of(entry.name, cells[entry.name], figures(entry, cells[entry.name], files))
-        for entry in runs
-    ]
-    parts.append(images_part({**nominal(), **curves(runs)}))
-    results = gather(run, parts, files)
-    for entry in runs:
-        seconds = float(files[file_name(entry.name)]["seconds"])
-        found = {"attack": entry.group, "setting": entry.setting, "seconds": round(seconds, 3)}
-        results["cells"][entry.name] |= found
+    parts = [part_of(name, cell, figures_of(name, cell, files)) for name, cell in cells.items()]
+    parts.append(session.images_part({**session.nominal(), **curves(runs)}))
+    results = session.gather(run, parts, files)
     _plot(run.folder.path / "compare.png", results, runs, files)
-    end(run, results, tables(results), parts)
+    session.end(run, results, tables(results, runs), parts)
 
 
 def cell_for(entry: Entry, subject: Subject) -> Cell:
@@ -147,21 +120,6 @@ def cell_for(entry: Entry, subject: Subject) -> Cell:
         ground = attack.ground(entry.settings, subject.grid_size)
         rulers["window"] = Ruler(ground, window)
     return cell_of(attack, entry.settings, subject, rulers)
-
-
-def figures(entry: Entry, cell: Cell, files: Files) -> dict[str, Figure]:
-    """The figures of a run: medians over the images that it fooled."""
-    place, file = f"cells/{entry.name}", file_name(entry.name)
-    over = {"where": fooled(entry.name)}
-    found = figures_of(entry.name, place, files)
-    for name in cell.rulers:
-        found[f"{place}/median_{name}"] = figure("median", f"{file}/{name}", **over)
-    found[f"{place}/median_mass_change"] = figure("median", f"{file}/mass_change", **over)
-    if cell.largest is not None:
-        ruler = "window" if "window" in cell.rulers else "distance"
-        found[f"{place}/claimed"] = figure("median", f"{file}/budget", **over)
-        found[f"{place}/inside"] = figure("inside", f"{file}/{ruler}", f"{file}/budget")
-    return found
 
 
 def curves(runs: list[Entry]) -> dict[str, Figure]:
@@ -194,13 +152,13 @@ _NOTE = (
 )
 
 
-def tables(results: Mapping[str, Any]) -> list[Table]:
+def tables(results: Mapping[str, Any], runs: list[Entry]) -> list[Table]:
     """A row for each run, and the accuracy left at given distances by either ruler."""
     count = results["dataset"]["num_images"]
     rows = [
         (
-            part["attack"],
-            part["setting"],
+            entry.group,
+            entry.setting,
             percent(part["accuracy"], sign=""),
             number(part.get("claimed"), ".3f"),
             *(number(part.get(f"median_{name}"), ".3f") for name in (*_RULERS, "window")),
@@ -208,7 +166,7 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
             percent(part.get("inside"), sign=""),
             f"{part['seconds'] / count:.3f}",
         )
-        for part in results["cells"].values()
+        for entry, part in zip(runs, results["cells"].values(), strict=True)
     ]
     title = f"{heading(results)}, {percent(results['nominal_accuracy'])} nominal"
     found = [Table(title, _COLUMNS, rows, _NOTE, grouped=True)]
@@ -226,7 +184,7 @@ def _plot(path: Path, results: Mapping[str, Any], runs: list[Entry], files: File
     panels = picture.subplots(1, len(_RULERS), sharey=True)
     for axes, (ruler, name) in zip(panels, _RULERS.items(), strict=True):
         for place, group in enumerate(groups(runs)):
-            arrays = [files[f][a] for f, _, a in (x.partition("/") for x in of(runs, group, ruler))]
+            arrays = [lookup(files, name) for name in of(runs, group, ruler)]
             draw_accuracy(axes, least_distance(*arrays), _SHOWN, group, place, band=False)
         axes.set(xscale="log", xlim=_SHOWN, ylim=(0, 105))
         axes.set(xlabel=f"exact distance W, {name}, pixels")

@@ -13,33 +13,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from experiments.evaluation.cells import (
-    Cell,
-    Files,
-    Ruler,
-    cell_of,
-    figures_of,
-    fooled,
-    part_of,
-    run_cells,
-)
-from experiments.evaluation.session import (
-    ImagesOptions,
-    begin_several,
-    check_batch_size,
-    clean_arrays,
-    end,
-    gather,
-    images_part,
-    nominal,
-)
+from experiments.evaluation import session
+from experiments.evaluation.cells import Cell, Files, Ruler, cell_of, figures_of, part_of, run_cells
 from experiments.evaluation.subjects import Subject, named_paths
-from experiments.harness.arguments import (
-    check_count,
-    check_settings,
-    run_command,
-    use_all_cores,
-)
+from experiments.harness.arguments import check_count, check_settings, run_command, use_all_cores
 from experiments.harness.catalogue.attacks import ATTACKS, attacks_named
 from experiments.harness.catalogue.datasets import DataName
 from experiments.harness.evidence import Figure, Ground, figure
@@ -63,7 +40,7 @@ _DECADES = 1e-3  # of a logarithmic axis, from its end
 
 
 @dataclass(frozen=True)
-class RobustnessTableConfig(ImagesOptions):
+class RobustnessTableConfig(session.ImagesOptions):
     """Attack the same images of several models in several ways, and measure what is left.
 
     Every attack has its paper's settings for the dataset and stops at an image's first
@@ -109,13 +86,10 @@ class Key(NamedTuple):
 def main(config: RobustnessTableConfig) -> None:
     """Attack, measure, and write what was found, arrays and `robustness.png`.
 
-    Args:
-        config: the command's options.
-
     Raises:
         InputError: an option is out of range; data, weights or folder cannot be used.
     """
-    check_batch_size(config.batch_size)
+    session.check_batch_size(config.batch_size)
     check_count("distance_images", config.distance_images)
     use_all_cores()  # before a geometry is built
     spec = describe(config.data)
@@ -127,10 +101,10 @@ def main(config: RobustnessTableConfig) -> None:
         "distance_images": measured,
     }
     models = paths or {_STANDARD: None}
-    run = begin_several(config, "robustness-table", settings, models)
+    run = session.begin_several(config, "robustness-table", settings, models)
     if run is None:
         return
-    clean = clean_arrays(run)
+    clean = session.clean_arrays(run)
     cells = {
         Key(attack, model): cell_for(attack, protocol, subject, model)
         for model, subject in run.subjects.items()
@@ -145,16 +119,15 @@ def main(config: RobustnessTableConfig) -> None:
     accuracies = {
         place: found
         for model in run.subjects
-        for place, found in nominal(f"models/{model}/nominal", model).items()
+        for place, found in session.nominal(f"models/{model}/nominal", model).items()
     }
-    parts.append(images_part(accuracies))
-    results = gather(run, parts, files)
+    parts.append(session.images_part(accuracies))
+    results = session.gather(run, parts, files)
     for key in keys:
-        seconds = float(files[file_name(key.name)]["seconds"])
-        results["cells"][key.name] |= {**key._asdict(), "seconds": round(seconds, 3)}
+        results["cells"][key.name] |= key._asdict()
     grounds = {key.attack: cell.rulers["distance"].ground for key, cell in cells.items()}
     _plot(run.folder.path / "robustness.png", results, files, grounds)
-    end(run, results, tables(results, grounds), parts)
+    session.end(run, results, tables(results, grounds), parts)
 
 
 # What is attacked, and how ------------------------------------------------------------------------
@@ -192,32 +165,21 @@ def cell_for(attack: str, protocol: Any, subject: Subject, model: str) -> Cell:
 
 
 def figures(key: Key, cell: Cell, files: Files) -> dict[str, Figure]:
-    """The figures of a model under an attack.
-
-    Those of every cell; the accuracy after every number of steps, and, over the images measured, at
-    distances; medians over the images fooled; the share that is inside the radius claimed.
-    """
+    """The figures of every cell, and the accuracy left after every number of steps and, over the
+    images measured, at distances."""
     place, at = f"cells/{key.name}", f"{file_name(key.name)}/"
-    over = {"where": fooled(key.name)}
-    colour = files["clean"]["image"].shape[-1] > 1
-    runs = (f"{at}distance", f"{at}success", f"{at}budget")
-    found = {
-        **figures_of(key.name, place, files),
+    distances = distances_of(
+        cell.rulers["distance"].ground, colour=files["clean"]["image"].shape[-1] > 1
+    )
+    return {
+        **figures_of(key.name, cell, files),
         f"{place}/accuracy_after_steps": figure(
             "after_steps", f"{at}steps", f"{at}success", last=cell.steps
         ),
-        f"{place}/images_measured": figure("count", f"{at}distance"),
         f"{place}/accuracy_at_distances": figure(
-            "at_distances", *runs, at=distances_of(cell.rulers["distance"].ground, colour=colour)
+            "at_distances", f"{at}distance", f"{at}success", f"{at}budget", at=distances
         ),
-        f"{place}/median_distance": figure("median", f"{at}distance", **over),
-        f"{place}/median_mass_change": figure("median", f"{at}mass_change", **over),
     }
-    if cell.largest is not None:
-        ruler = "window" if "window" in cell.rulers else "distance"
-        found[f"{place}/median_claimed"] = figure("median", f"{at}budget", **over)
-        found[f"{place}/inside"] = figure("inside", f"{at}{ruler}", f"{at}budget")
-    return found
 
 
 def distances_of(ground: Ground, *, colour: bool) -> tuple[float, ...]:
@@ -283,7 +245,7 @@ def _measures(part: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         share(part),
         number(part["median_distance"], ".3g"),
-        number(part.get("median_claimed"), ".3g"),
+        number(part.get("claimed"), ".3g"),
         percent(part.get("inside"), sign=""),
         change(part["median_mass_change"], ""),
         number(part["seconds"], ".1f"),

@@ -7,17 +7,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import tyro
 
+from experiments.evaluation import session
 from experiments.evaluation.cells import Files, Ruler, cell_of, part_of, run_cells
-from experiments.evaluation.session import (
-    ModelOptions,
-    Run,
-    begin,
-    clean_arrays,
-    end,
-    gather,
-    images_part,
-    nominal,
-)
 from experiments.harness.arguments import (
     Choice,
     check_count,
@@ -44,7 +35,7 @@ from wasserstein_adv.metrics import accuracy_at
 
 
 @dataclass(frozen=True)
-class AttackOptions(ModelOptions):
+class AttackOptions(session.ModelOptions):
     """What can be chosen of an attack; where nothing is given, its paper's protocol holds."""
 
     model: ModelName | None = None
@@ -101,10 +92,10 @@ def attack(options: AttackOptions) -> None:
         "keep": keep,
         **protocol._asdict(),
     }
-    run = begin(options, "attack", settings, options.model)
+    run = session.begin(options, "attack", settings, options.model)
     if run is None:
         return
-    clean = clean_arrays(run)
+    clean = session.clean_arrays(run)
     rulers = _rulers(entry, protocol, run.subject.grid_size)
     objective = OBJECTIVES[options.objective]
     cell = cell_of(entry, protocol, run.subject, rulers, keep, objective=objective, **first_order)
@@ -112,14 +103,14 @@ def attack(options: AttackOptions) -> None:
     arrays = files[file_name(options.attack)]
     report = _in_a_ball if entry.largest else _in_no_ball
     figures = report(options.attack, protocol, radii, keep)
-    parts = [part_of(options.attack, cell, figures), images_part(nominal())]
+    parts = [part_of(options.attack, cell, figures), session.images_part(session.nominal())]
     seconds = {name: round(float(arrays[name]), 3) for name in ("seconds", "measuring")}
-    results = gather(run, parts, files) | {
+    results = session.gather(run, parts, files) | {
         "seconds": {"attack": seconds["seconds"], "report": seconds["measuring"]},
         "images_per_second": len(clean["label"]) / float(arrays["seconds"]),
     }
     _draw(run, options, entry, protocol, radii, results, files)
-    end(run, results, [results_table(results)], parts)
+    session.end(run, results, [results_table(results)], parts)
 
 
 def _check(options: AttackOptions, entry: Attack, protocol: Any) -> tuple[float, ...]:
@@ -275,7 +266,7 @@ def _times(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _draw(
-    run: Run,
+    run: session.Run,
     options: AttackOptions,
     entry: Attack,
     protocol: Any,

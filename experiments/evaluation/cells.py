@@ -194,18 +194,27 @@ def part_of(name: str, cell: Cell, figures: Mapping[str, Figure]) -> Part:
     return Part(name, figures, distances, {f"{file}/mass_change": (clean, f"{file}/image")}, holds)
 
 
-def figures_of(name: str, place: str, files: Files) -> dict[str, Figure]:
-    """The figures that every cell has, under a place in the results: accuracy left, summaries of
-    distances and of what became of the mass."""
-    file = file_name(name)
-    success = f"{file}/success"
+def figures_of(name: str, cell: Cell, files: Files) -> dict[str, Figure]:
+    """The figures that every cell has, as entries of the results' `cells`.
+
+    The accuracy left; summaries of distances and of what became of the mass; medians over the
+    images fooled; of an attack in a ball the radius claimed and the share of images inside it.
+    """
+    place, file = f"cells/{name}", file_name(name)
+    over = {"where": fooled(name)}
     names = ("distance", "mass_change", "moved", "unmatched", "plan_cost", "residual")
-    there = [array for array in names if array in files[file]]
-    return {
-        f"{place}/accuracy": figure("left", success),
-        f"{place}/interval": figure("left_interval", success),
-        **{f"{place}/{array}": figure("summary", f"{file}/{array}") for array in there},
+    found = {
+        "accuracy": figure("left", f"{file}/success"),
+        "interval": figure("left_interval", f"{file}/success"),
+        **{array: figure("summary", f"{file}/{array}") for array in names if array in files[file]},
+        **{f"median_{array}": figure("median", f"{file}/{array}", **over) for array in cell.rulers},
+        "median_mass_change": figure("median", f"{file}/mass_change", **over),
     }
+    if cell.largest is not None:
+        ruler = "window" if "window" in cell.rulers else "distance"
+        found["claimed"] = figure("median", f"{file}/budget", **over)
+        found["inside"] = figure("inside", f"{file}/{ruler}", f"{file}/budget")
+    return {f"{place}/{key}": value for key, value in found.items()}
 
 
 def fooled(name: str) -> tuple[tuple[str, str, float], ...]:

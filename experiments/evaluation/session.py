@@ -19,7 +19,7 @@ from experiments.harness.arguments import check_count, check_seed, use_all_cores
 from experiments.harness.catalogue.datasets import GreyName
 from experiments.harness.environment import command_line, run_environment
 from experiments.harness.evidence import Part, figure, results_of
-from experiments.harness.files import save_arrays
+from experiments.harness.files import file_name, save_arrays
 from experiments.harness.runs import RunFolder, claim, default_folder, finish, show_finished
 from experiments.harness.tables import Table, on_terminal
 from experiments.training.weights import digest
@@ -190,7 +190,10 @@ def gather(
         "command": command_line(),
         "settings": run.settings,
     }
-    return _merged(results, results_of(parts, files))
+    results = _merged(results, results_of(parts, files))
+    for name, entry in results.get("cells", {}).items():
+        entry["seconds"] = round(float(files[file_name(name)]["seconds"]), 3)
+    return results
 
 
 def end(run: Run, results: dict[str, Any], tables: Sequence[Table], parts: Sequence[Part]) -> None:
