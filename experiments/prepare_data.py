@@ -34,14 +34,7 @@ class PrepareConfig:
 
 
 def main(config: PrepareConfig) -> None:
-    """Prepare the dataset and print where it is and what is in it.
-
-    Args:
-        config: the command's options.
-
-    Raises:
-        InputError: as `wasserstein_adv.data.prepare`.
-    """
+    """Prepare the dataset and print where it is and what is in it."""
     with images_bar(config.name) as show:
         folder, made = prepare(config.name, config.source, config.data_dir, progress=show)
     if not made:

@@ -56,9 +56,6 @@ class VerifyConfig:
 def main(config: VerifyConfig) -> None:
     """Check a run and print what it claims, a table for each of its attacks.
 
-    Args:
-        config: the command's options.
-
     Raises:
         InputError: an option is out of range, or the folder holds no run that can be checked.
         SystemExit: with status 1, where something does not agree.
@@ -88,10 +85,10 @@ class Checked(NamedTuple):
 
 
 def check_run(folder: Path, images: int | None = None) -> list[Checked]:
-    """Check a run of any command that evaluates.
+    """Check a run of any command that evaluates; its folder is only read.
 
     Args:
-        folder: the run's; only read.
+        folder: the run's.
         images: on how many images, from the first, to measure distances; None for all.
 
     Returns:
@@ -111,7 +108,7 @@ def check_run(folder: Path, images: int | None = None) -> list[Checked]:
     # After all of the distances, as a figure may be of several parts'.
     for (_, claims, _), part in zip(checked, parts, strict=True):
         for place, figure in part.figures.items():
-            found, recorded = evidence.work_out(figure, measured), _entry(results, place)
+            found, recorded = evidence.work_out(figure, measured), evidence.entry_of(results, place)
             name = place.removeprefix(f"cells/{part.title}/").replace("/", ".")
             one = isinstance(found, Mapping) and len(parts) > 2
             claims += (
@@ -187,13 +184,6 @@ def _measure(part: Part, files: _Files, measured: _Measured, images: int | None)
         measured[file][array] = np.concatenate([values, rest])
 
 
-def _entry(results: Any, place: str) -> Any:
-    """What the results have at a place, keys joined by slashes; None where they have nothing."""
-    for key in place.split("/"):
-        results = results.get(key) if isinstance(results, Mapping) else None
-    return results
-
-
 # Settings, and what is not described --------------------------------------------------------------
 
 
@@ -207,7 +197,7 @@ def _settings(folder: Path, results: Mapping[str, Any], parts: list[Part]) -> It
         elsewhere["weights"] = "model/weights"
     pairs = {f"settings.{key}": (recorded.get(key), kept.get(key)) for key in {**kept, **recorded}}
     pairs |= {
-        place.replace("/", "."): (_entry(results, place), kept[key])
+        place.replace("/", "."): (evidence.entry_of(results, place), kept[key])
         for key, place in elsewhere.items()
         if key in kept
     }

@@ -25,7 +25,7 @@ from experiments.harness.catalogue.attacks import (
     attack_settings,
 )
 from experiments.harness.catalogue.datasets import ModelName
-from experiments.harness.evidence import Figure, figure
+from experiments.harness.evidence import Figure, entry_of, figure
 from experiments.harness.files import file_name
 from experiments.harness.pictures import plot_curve, plot_examples
 from experiments.harness.tables import Table, heading
@@ -190,6 +190,45 @@ def _in_no_ball(name: str, protocol: Any, radii: tuple[float, ...], keep: str) -
     return figures
 
 
+def results_table(results: Mapping[str, Any]) -> Table:
+    """The accuracies with their 95 % intervals, the exact distances, and the time it took."""
+    rows = []
+
+    def row(name: str, place: str, form: str = "{:.4g}", interval: str = "") -> None:
+        if (value := entry_of(results, place)) is None:
+            return
+        ends = entry_of(results, interval) if interval else None
+        between = "{:.2f} – {:.2f} %".format(*(100 * end for end in ends)) if ends else ""
+        rows.append((name, form.format(value).replace("%", " %"), between))
+
+    row("nominal accuracy", "nominal_accuracy", "{:.2%}", "nominal_interval")
+    for radius in sorted(results.get("adversarial_accuracy", {}), key=float):
+        place = f"adversarial_accuracy/{radius}"
+        row(f"accuracy at radius {radius}", place, "{:.2%}", f"adversarial_interval/{radius}")
+    row("accuracy after the attack", "attack_accuracy", "{:.2%}", "attack_interval")
+    row("median radius", "median_radius")
+    row("exact distances measured", "distance_check/measured", "{:,}")
+    for key in ("window", "global"):
+        for measure in ("median", "max"):
+            row(f"distance / radius, {key}: {measure}", f"distance_check/{key}/{measure}")
+        if key == "window":
+            before = "distance_check/inside_before_clamp"
+            row("inside the ball before the clamp, window", before, "{:.2%}")
+        row(f"inside the ball, {key}", f"distance_check/{key}/inside", "{:.2%}")
+    for measure in ("median", "max"):
+        row(f"mass change: {measure}", f"distance_check/mass_change/{measure}")
+    for key, name in _TRANSPORT.items():
+        for measure in ("mean", "max"):
+            row(f"{name}: {measure}", f"transport/{key}/{measure}")
+    budget = results["settings"].get("radius")
+    row(f"plans within the budget of {budget}", "transport/within_budget", "{:.2%}")
+    row("optimality residual: max", "transport/residual")
+    for part in ("attack", "report"):
+        row(f"seconds: {part}", f"seconds/{part}", "{:,.1f}")
+    row("images per second", "images_per_second")
+    return Table(heading(results), ("measure", "value", "95 % interval"), rows)
+
+
 _TRANSPORT = {
     "moved": "mass moved, share of the plan",
     "unmatched": "mass deleted and created",
@@ -197,69 +236,6 @@ _TRANSPORT = {
     "distance": "exact distance, masses normalised",
     "plan_cost": "cost of the plan, in its own unit",
 }
-
-
-def results_table(results: Mapping[str, Any]) -> Table:
-    """The accuracies with their 95 % intervals, the exact distances, and the time it took."""
-    rows = [*_accuracies(results), *_distances(results), *_mass(results), *_times(results)]
-    return Table(heading(results), ("measure", "value", "95 % interval"), rows)
-
-
-def _accuracies(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    def row(name: str, share: float, ends: tuple[float, float]) -> tuple[str, str, str]:
-        low, high = (100 * end for end in ends)
-        return (name, f"{100 * share:.2f} %", f"{low:.2f} – {high:.2f} %")
-
-    rows = [row("nominal accuracy", results["nominal_accuracy"], results["nominal_interval"])]
-    intervals = results.get("adversarial_interval", {})
-    for radius, share in sorted(
-        results.get("adversarial_accuracy", {}).items(), key=lambda item: float(item[0])
-    ):
-        rows.append(row(f"accuracy at radius {radius}", share, intervals[radius]))
-    if "attack_accuracy" in results:
-        ends = results["attack_interval"]
-        rows.append(row("accuracy after the attack", results["attack_accuracy"], ends))
-    if "median_radius" in results:
-        rows.append(("median radius", f"{results['median_radius']:.4g}", ""))
-    return rows
-
-
-def _distances(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    check = results.get("distance_check")
-    if check is None:
-        return []
-    rows = [("exact distances measured", f"{check['measured']:,}", "")]
-    for key in ("window", "global", "mass_change"):
-        part = check.get(key) or {}
-        what = "mass change" if key == "mass_change" else f"distance / radius, {key}"
-        for measure in ("median", "max"):
-            if measure in part:
-                rows.append((f"{what}: {measure}", f"{part[measure]:.4g}", ""))
-        before = check.get("inside_before_clamp") if key == "window" else None
-        for share, when in ((before, " before the clamp"), (part.get("inside"), "")):
-            if share is not None:
-                rows.append((f"inside the ball{when}, {key}", f"{100 * share:.2f} %", ""))
-    return rows
-
-
-def _mass(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    found = results.get("transport")
-    if found is None:
-        return []
-    rows = [
-        (f"{name}: {measure}", f"{found[key][measure]:.4g}", "")
-        for key, name in _TRANSPORT.items()
-        for measure in ("mean", "max")
-        if found[key][measure] is not None
-    ]
-    budget = f"plans within the budget of {results['settings']['radius']}"
-    rows.append((budget, f"{100 * found['within_budget']:.2f} %", ""))
-    return [*rows, ("optimality residual: max", f"{found['residual']:.4g}", "")]
-
-
-def _times(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    rows = [(f"seconds: {part}", f"{s:,.1f}", "") for part, s in results["seconds"].items()]
-    return [*rows, ("images per second", f"{results['images_per_second']:.4g}", "")]
 
 
 # Pictures -----------------------------------------------------------------------------------------

@@ -42,13 +42,7 @@ class Subject(NamedTuple):
 
 
 def open_images(data: str, data_dir: Path | None, num_images: int, console: Console) -> Subject:
-    """Load a dataset's first test images, without a classifier.
-
-    Args:
-        data: a name of `wasserstein_adv.data`, "auto" too.
-        data_dir: TFDS data directory; None means TFDS's default.
-        num_images: how many images.
-        console: where to say which dataset it is.
+    """Load the first test images of a dataset ("auto" too), without a classifier.
 
     Raises:
         InputError: there are not so many images, or the data cannot be used.

@@ -49,12 +49,7 @@ class Terminated(KeyboardInterrupt):
 def run_command(
     main: Callable[[Config], None], config_type: type[Config], argv: Sequence[str] | None = None
 ) -> int:
-    """Parse a command's arguments, run it, and say how it ended.
-
-    Args:
-        main: the command.
-        config_type: dataclass of its options; its docstrings are the command's `--help`.
-        argv: the arguments without the program's name; None means those of this process.
+    """Parse a command's arguments (by default this process's), run it, and say how it ended.
 
     Returns:
         The exit status: 0; 2 after an `InputError`, whose message went to stderr as one line
@@ -81,11 +76,7 @@ def run_command(
 
 
 def parse(config_type: type[Config], argv: Sequence[str]) -> Config:
-    """Arguments as a configuration, with the settings of what they choose.
-
-    Args:
-        config_type: dataclass of the options, with or without a `Choice`.
-        argv: the arguments.
+    """Arguments as a configuration, with the settings of what they choose where it has a `Choice`.
 
     Raises:
         InputError: an option is not one of what is chosen.
@@ -245,12 +236,8 @@ def check_seed(seed: int) -> None:
 
 
 def check_settings(settings: Any, build: Callable[[Any], Any]) -> None:
-    """Raise InputError, naming the option, where settings are out of range.
-
-    Args:
-        settings: a NamedTuple.
-        build: what takes them, and refuses what it cannot take.
-    """
+    """Raise InputError, naming the option, where a NamedTuple of settings is out of range, as told
+    by `build`, which takes them and refuses what it cannot take."""
     for name, value in settings._asdict().items():
         if isinstance(value, float) and value > 0:
             check_positive(name, value)

@@ -30,11 +30,9 @@ def command_line() -> str:
 def run_environment() -> dict[str, Any]:
     """Return what a run's numbers may depend on, apart from its settings.
 
-    Returns:
-        "python", "platform", "cpu_count"; the version of "wasserstein_adv" and of every package
-        that computes, None for one that is not installed; "device", JAX's "platform", "kind" and
-        "count"; "git_commit" of this checkout and whether it is "git_dirty" (files changed or
-        added since), both None outside a git checkout or without git.
+    Versions, None for a package that is not installed; the platform and JAX's "device";
+    "git_commit" of this checkout and whether it is "git_dirty" (files changed or added since), both
+    None outside a git checkout or without git.
     """
     import jax
 

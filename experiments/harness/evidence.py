@@ -181,6 +181,13 @@ def results_of(parts: Sequence[Part], files: Files) -> dict[str, Any]:
     return results
 
 
+def entry_of(results: Any, place: str) -> Any:
+    """What results have at a place, keys joined by slashes; None where they have nothing."""
+    for key in place.split("/"):
+        results = results.get(key) if isinstance(results, Mapping) else None
+    return results
+
+
 # Measuring ----------------------------------------------------------------------------------------
 
 

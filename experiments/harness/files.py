@@ -17,28 +17,17 @@ INCOMPLETE = ".incomplete."
 
 
 def cache_root() -> Path:
-    """Return where trained networks are kept between runs, whether it is there or not.
-
-    Returns:
-        $WASSERSTEIN_ADV_CACHE, or else $XDG_CACHE_HOME/wasserstein_adv, or else
-        ~/.cache/wasserstein_adv; a variable that is empty counts as unset.
-    """
+    """Return where trained networks are kept between runs, whether it is there or not:
+    $WASSERSTEIN_ADV_CACHE, or else $XDG_CACHE_HOME/wasserstein_adv, or else
+    ~/.cache/wasserstein_adv; a variable that is empty counts as unset."""
     if own := os.environ.get("WASSERSTEIN_ADV_CACHE"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "wasserstein_adv"
 
 
 def write_json_atomic(path: Path, obj: Any) -> None:
-    """Write an object as strict JSON, in one step: the file is the old one or the new, whole.
-
-    Args:
-        path: The file; one that is there is replaced.
-        obj: What `plain` takes.
-
-    Raises:
-        InputError: The file cannot be written.
-        TypeError: The object holds anything else.
-    """
+    """Write what `plain` takes as strict JSON, in one step: the file is the old one or the new,
+    whole. Raise InputError where it cannot be written, TypeError where the object holds else."""
     text = json.dumps(plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     _write_atomic(path, lambda written: written.write_text(text, encoding="utf-8"))
 
@@ -61,10 +50,8 @@ def _write_atomic(path: Path, write: Callable[[Path], object]) -> None:
 def plain(obj: Any) -> Any:
     """Return an object in the types and numbers that strict JSON has.
 
-    Args:
-        obj: Dictionaries, lists, tuples, strings, numbers, booleans, None, paths, and NumPy or
-            JAX arrays and scalars. As JSON has no such numbers, NaN becomes null and the
-            infinities the strings "inf" and "-inf".
+    It may hold dictionaries, lists, tuples, strings, numbers, booleans, None, paths, and arrays
+    and scalars of NumPy or JAX. NaN becomes null, the infinities the strings "inf" and "-inf".
     """
     if isinstance(obj, Mapping):
         return {str(key): plain(value) for key, value in obj.items()}

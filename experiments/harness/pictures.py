@@ -50,17 +50,16 @@ def plot_curve(
     Args:
         path: The file.
         curves: At least one, by name: the smallest radius at which each image is misclassified; 0
-            for one misclassified clean, inf for one never fooled. Each has its pointwise 95 %
-            Wilson band.
+            for one misclassified clean, inf for one never fooled.
         max_radius: Where the axis ends, positive and finite.
-        marks: Accuracies to point out, by radius: the share and the ends of its interval, all
-            from 0 to 1. Those beyond `max_radius` are left out.
+        marks: Accuracies to point out, by radius: the share and the ends of its interval. Those
+            beyond `max_radius` are left out.
         title: The figure's title.
         label: What stands for the radius, under the axis.
 
     Raises:
-        InputError: As `wasserstein_adv.metrics.accuracy_at`; there is no curve, `max_radius` is
-            not positive and finite, or the file cannot be written.
+        InputError: As `accuracy_at`; there is no curve, `max_radius` is not positive and finite, or
+            the file cannot be written.
     """
     if not curves:
         raise InputError("curves must hold at least one")
@@ -188,13 +187,11 @@ def plot_examples(
         path: The file.
         clean: Grey (C = 1) or colour (C = 3) images in [0, 1]; the first ten are drawn.
         adversarial: The same images after the attack.
-        radii: The radius at which each was found; inf for one that was never fooled. None for an
-            attack without one.
+        radii: The radius at which each was found, inf for one never fooled; None for none.
         labels: Their classes.
         predictions: The network's answers to `adversarial`.
-        distances: The exact distance of each, inf where no plan exists, NaN where it was not
-            measured; None for none.
-        notes: One more line for each image; none for no such line.
+        distances: The exact distance of each, inf where there is no plan, NaN where not measured.
+        notes: One more line for each image.
         names: What the classes are called; by default they are numbers.
 
     Raises:
@@ -250,14 +247,8 @@ def plot_examples(
 def draw_image(
     axes: "Axes", image: Float[np.ndarray, "h w c"], frame: str | None = None, width: float = 1.8
 ) -> None:
-    """Draw an image, grey or colour, without ticks; in a frame of a colour, else in a faint one.
-
-    Args:
-        axes: Where.
-        image: In [0, 1].
-        frame: The frame's colour; None for the faint one.
-        width: The frame's width in points.
-    """
+    """Draw an image in [0, 1], grey or colour, without ticks; in a frame of a colour and of so many
+    points, else in a faint one."""
     axes.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     _frame(axes, frame, width)
 

@@ -22,15 +22,8 @@ def progress_bar(width: int | None = 40) -> Progress:
 
 @contextlib.contextmanager
 def images_bar(title: str, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """Show how many images are done while the block runs, where stderr is a terminal.
-
-    Args:
-        title: What stands before the bar.
-        quiet: Whether to show nothing.
-
-    Yields:
-        (images done, of how many) ↦ None.
-    """
+    """Show how many images are done while the block runs, where stderr is a terminal; yield
+    (images done, of how many) ↦ None."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),

@@ -44,11 +44,7 @@ def claim(path: Path, settings: dict[str, Any]) -> RunFolder:
     """Take a folder for a run with these settings: a new one, or one that such a run began.
 
     Until the run is finished no other process can take it; that ends with this process, however it
-    ends.
-
-    Args:
-        path: the folder; made if it is not there.
-        settings: everything that the results depend on, as JSON can hold it.
+    ends. `settings` are everything that the results depend on, as JSON can hold it.
 
     Raises:
         InputError: it holds something else, or a run with other settings, or cannot be written, or
@@ -108,10 +104,7 @@ def default_folder(command: str, settings: dict[str, Any]) -> Path:
 
 
 def show_finished(folder: RunFolder, console: Console) -> bool:
-    """Show the results of a run that is finished.
-
-    Returns:
-        Whether it is finished.
+    """Show the results of a run if it is finished, and say whether it is.
 
     Raises:
         InputError: its results cannot be read, or hold no table, as those of earlier versions.
@@ -164,11 +157,8 @@ def save_checkpoint(folder: RunFolder, name: str, tree: Any, seconds: float) -> 
 
 
 def load_checkpoint(folder: RunFolder, name: str, like: Any) -> tuple[Any, float] | None:
-    """What `save_checkpoint` kept, in the structure of `like`; None where there is nothing usable.
-
-    A checkpoint that cannot be read, is of something else or has other shapes is not used: the run
-    begins anew.
-    """
+    """What `save_checkpoint` kept of that name, in the structure of `like`; None where nothing is
+    usable: it cannot be read, is of something else or has other shapes. The run begins anew."""
     expected, structure = jax.tree.flatten(like)
     try:
         stored = load_arrays(folder.path / _CHECKPOINT)

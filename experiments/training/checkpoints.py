@@ -18,16 +18,8 @@ _STATE, _ABOUT = "state", "about"
 
 
 def save_checkpoint(folder: Path, state: TrainState, about: dict[str, Any]) -> None:
-    """Write a state as `folder/STEP`, and remove all but the two newest.
-
-    Args:
-        folder: where checkpoints are; made if it is not there.
-        state: NumPy arrays.
-        about: what else to keep, as JSON holds it.
-
-    Raises:
-        InputError: it cannot be written.
-    """
+    """Write a state of NumPy arrays as `folder/STEP`, and what else is kept with it, as JSON holds
+    it; remove all but the two newest. Raise InputError where it cannot be written."""
     # Arrays: a NumPy number would come back as another type.
     leaves = {name: np.asarray(leaf) for name, leaf in leaves_by_name(state).items()}
     about = {**about, "step": int(state.step), "digest": _digest(leaves)}
@@ -51,9 +43,6 @@ def load_checkpoint(folder: Path, like: TrainState) -> tuple[TrainState, dict[st
     Args:
         folder: as `save_checkpoint` was given.
         like: the state's structure, shapes and types.
-
-    Returns:
-        The state, NumPy arrays, and what else was kept.
 
     Raises:
         InputError: a sound checkpoint is of another network or optimiser; or one cannot be read for

@@ -50,12 +50,7 @@ class Meter:
 
 @contextlib.contextmanager
 def training_bar(title: str, steps: int, begun: int = 0) -> Iterator[Callable[..., None]]:
-    """Show a training's progress on stderr while the block runs.
-
-    Args:
-        title: What stands before the bar.
-        steps: Steps in all.
-        begun: Steps taken before.
+    """Show a training of so many steps on stderr while the block runs.
 
     Yields:
         (steps taken, what `Meter.read` found) ↦ None.
@@ -116,11 +111,7 @@ class Log:
             yield
 
     def after_step(self, step: int, measures: Measures, waited: float) -> None:
-        """Take in a step, as `Hooks` has it.
-
-        Raises:
-            InputError: the loss is not finite any more.
-        """
+        """Take in a step, as `Hooks` has it; raise InputError if the loss is not finite."""
         size = self.recipe.batch_size
         self._meter.add(measures, waited, size)
         self.waited += waited

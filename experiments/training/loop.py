@@ -68,9 +68,6 @@ def train(
         defense: Against what; `plain()` by default.
         hooks: What to do meanwhile, and where to begin; by default with random weights.
 
-    Returns:
-        The trained variables, NumPy arrays.
-
     Raises:
         InputError: A number in `recipe` is out of its range.
         Stopped: `hooks.stop` said so.
@@ -124,16 +121,7 @@ def initial_state(
 
 
 def accuracy(model: nn.Module, variables: Variables, dataset: RawDataset) -> float:
-    """Return the share of a dataset's images whose largest logit is that of their class.
-
-    Args:
-        model: As for `train`.
-        variables: Its variables.
-        dataset: At least one image.
-
-    Returns:
-        A number from 0 to 1.
-    """
+    """Return the share of a dataset's images whose largest logit is that of their class."""
     starts = range(0, len(dataset.labels), _EVALUATION_BATCH)
     batches = (dataset.images[start : start + _EVALUATION_BATCH] for start in starts)
     found = [_classify(model, variables, images) for images in batches]

@@ -26,20 +26,17 @@ from wasserstein_adv.training import Measures
 def trained_or_cached(
     data: str, data_dir: Path | None, cache_dir: Path, seed: int = 0
 ) -> tuple[Classifier, str]:
-    """Return the standard classifier of a dataset, trained now if it never was.
+    """Return the standard classifier of a dataset, trained now if it never was, and what it is.
 
     A training shows its progress on stderr. A network in the cache that cannot be read is reported
     there, trained again and replaced; a cache that cannot be written is reported, and the network
     returned all the same.
 
     Args:
-        data: One of `DATASETS` or "auto", which is resolved as by `wasserstein_adv.data.resolve`.
+        data: One of `DATASETS` or "auto".
         data_dir: TFDS data directory; None means TFDS's default.
         cache_dir: The cache, as by `cache_root()`; made if it is not there.
         seed: The training's seed.
-
-    Returns:
-        The classifier, and one line that says what it is, fit for a report.
 
     Raises:
         InputError: The dataset is not known or cannot be loaded, or the seed is out of range.

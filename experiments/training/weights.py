@@ -47,12 +47,9 @@ def digest(classifier: Classifier | None) -> str:
 
 
 def build_model(name: str, data: str, **attributes: Any) -> nn.Module:
-    """Make a network for a dataset's images and classes.
+    """Make a network of `MODELS` for a dataset's images and classes.
 
-    Args:
-        name: one of `MODELS`.
-        data: the dataset.
-        attributes: `dtype`, and `axis_name`, which networks without batch statistics go without.
+    `attributes` are its `dtype`, and `axis_name`, which those without batch statistics ignore.
 
     Raises:
         InputError: the network does not take such images.
@@ -80,11 +77,7 @@ def abstract_variables(model: nn.Module, data: str) -> Variables:
 
 
 def save(path: Path, variables: Variables) -> None:
-    """Write variables as an Orbax checkpoint that appears whole or not at all.
-
-    Args:
-        path: The checkpoint's folder to be: not there yet, or empty. Its parents are made.
-        variables: The arrays.
+    """Write variables as an Orbax checkpoint, a folder that appears whole or not at all.
 
     Raises:
         InputError: As `check_free`, or the folder cannot be written.
@@ -102,14 +95,7 @@ def save(path: Path, variables: Variables) -> None:
 
 
 def check_free(path: Path) -> None:
-    """Check that weights may be saved at a path.
-
-    Args:
-        path: The folder to be.
-
-    Raises:
-        InputError: Something is there, other than an empty folder.
-    """
+    """Raise InputError where something is at a path, other than an empty folder."""
     if path.is_dir() and not path.is_symlink():
         if any(path.iterdir()):
             raise InputError(f"{path}: the folder is not empty, and nothing is overwritten")
@@ -118,15 +104,7 @@ def check_free(path: Path) -> None:
 
 
 def restore(path: Path, model: nn.Module, data: str) -> Variables:
-    """Read weights that `save` wrote.
-
-    Args:
-        path: The checkpoint's folder.
-        model: The network that they are of.
-        data: The dataset whose images it takes.
-
-    Returns:
-        The variables.
+    """Read weights of a network, for a dataset's images, that `save` wrote.
 
     Raises:
         InputError: There is no such folder, it is not an Orbax checkpoint or is damaged, or its
@@ -155,12 +133,8 @@ def load_weights(path: Path, data: str, model: str | None = None) -> Classifier:
         model: The network, one of `MODELS`; None for the one that the run says, or else the
             dataset's of `DATASETS`.
 
-    Returns:
-        The network with its weights.
-
     Raises:
-        InputError: As `wasserstein_adv.models.load_torch` or `restore`, or nothing of the kind is
-            there.
+        InputError: As `load_torch` or `restore`, or nothing of the kind is there.
     """
     if path.suffix.lower() in _PYTORCH and not path.is_dir():
         network = _network(model or DATASETS[data].model, data, path)
@@ -183,11 +157,7 @@ def _network(name: str, data: str, path: Path) -> nn.Module:
 
 
 def trained_model(folder: Path) -> str | None:
-    """The name of the network that a training run is of; None where a folder is of no such run.
-
-    Raises:
-        InputError: The run does not say it.
-    """
+    """The network that a training run says it is of; None where a folder is of no such run."""
     path = folder / MODEL_NAME
     if not path.is_file():
         return None
