@@ -33,6 +33,8 @@ from wasserstein_adv.data import class_names, describe
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.metrics import accuracy_at
 
+Figures = dict[str, Figure]
+
 
 @dataclass(frozen=True)
 class AttackOptions(session.ModelOptions):
@@ -101,8 +103,10 @@ def attack(options: AttackOptions) -> None:
     cell = cell_of(entry, protocol, run.subject, rulers, keep, objective=objective, **first_order)
     files = run_cells(run, {options.attack: cell}, clean, batch_size=options.batch_size)
     arrays = files[file_name(options.attack)]
-    report = _in_a_ball if entry.largest else _in_no_ball
-    figures = report(options.attack, protocol, radii, keep)
+    if entry.largest:
+        figures = _in_a_ball(options, protocol, radii)
+    else:
+        figures = _in_no_ball(options, protocol, keep, files)
     parts = [part_of(options.attack, cell, figures), session.images_part(session.nominal())]
     seconds = {name: round(float(arrays[name]), 3) for name in ("seconds", "measuring")}
     results = session.gather(run, parts, files) | {
@@ -145,10 +149,9 @@ def _rulers(entry: Attack, protocol: Any, grid_size: tuple[int, int]) -> dict[st
 # What is found ------------------------------------------------------------------------------------
 
 
-def _in_a_ball(name: str, protocol: Any, radii: tuple[float, ...], keep: str) -> dict[str, Figure]:
+def _in_a_ball(options: AttackOptions, protocol: Any, radii: tuple[float, ...]) -> Figures:
     """Accuracy against the radius, and the exact distances as fractions of it."""
-    del keep
-    entry, at = ATTACKS[name], f"{file_name(name)}/"
+    entry, at = ATTACKS[options.attack], f"{file_name(options.attack)}/"
     claimed = ((f"{at}budget", ">", 0),)
     figures = {
         "adversarial_accuracy": figure("above", f"{at}radius", at=radii),
@@ -171,21 +174,25 @@ def _in_a_ball(name: str, protocol: Any, radii: tuple[float, ...], keep: str) ->
     return {**figures, "distance_check/mass_change": mass}
 
 
-def _in_no_ball(name: str, protocol: Any, radii: tuple[float, ...], keep: str) -> dict[str, Figure]:
-    """The accuracy that is left, what became of the mass, and the exact distances."""
-    del radii
-    at = f"{file_name(name)}/"
-    transport = ("distance", "mass_change", "plan_cost", "moved", "unmatched")
+def _in_no_ball(options: AttackOptions, protocol: Any, keep: str, files: Files) -> Figures:
+    """The accuracy that is left, the exact distances, and what became of the mass."""
+    file = file_name(options.attack)
+    there = [key for key in _TRANSPORT if key in files[file] and key != "plan_cost"]
     figures = {
-        "attack_accuracy": figure("left", f"{at}success"),
-        "attack_interval": figure("left_interval", f"{at}success"),
-        **{f"transport/{key}": figure("summary", f"{at}{key}") for key in transport},
-        "transport/within_budget": figure("at_most", f"{at}plan_cost", limit=protocol.radius),
-        "transport/residual": figure("largest", f"{at}residual"),
+        "attack_accuracy": figure("left", f"{file}/success"),
+        "attack_interval": figure("left_interval", f"{file}/success"),
+        **{f"transport/{key}": figure("summary", f"{file}/{key}") for key in there},
     }
+    if "moved" in there:  # there is a plan
+        plan = f"{file}/plan_cost"
+        figures |= {
+            "transport/plan_cost": figure("summary", plan),
+            "transport/within_budget": figure("at_most", plan, limit=protocol.radius),
+            "transport/residual": figure("largest", f"{file}/residual"),
+        }
     if keep == "first-success":
         # The first success of an image says how many steps fool it: the whole sweep in one run.
-        steps = (f"{at}steps", f"{at}success")
+        steps = (f"{file}/steps", f"{file}/success")
         figures["accuracy_after_steps"] = figure("after_steps", *steps, last=protocol.steps)
     return figures
 
@@ -276,7 +283,7 @@ def _draw(
     shown = (chosen if len(chosen) else np.arange(len(x)))[:10]
     colour = describe(run.subject.data).colour
     measured = next(name for name in arrays if name.endswith("distance"))
-    moved = arrays["moved"][shown] if entry.largest is None else ()
+    moved = arrays["moved"][shown] if "moved" in arrays else ()
     plot_examples(
         path / "examples.png", x[shown], arrays["image"][shown],
         arrays["radius"][shown] if entry.largest else None,
