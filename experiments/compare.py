@@ -20,7 +20,7 @@ from experiments.harness.files import file_name
 from experiments.harness.pictures import draw_accuracy, new_figure, plain_axes, save_figure
 from experiments.harness.tables import Table, change, heading, number, percent
 from wasserstein_adv.data import describe
-from wasserstein_adv.metrics.figures import least_distance
+from wasserstein_adv.evidence.figures import least_distance
 
 _AT = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _SHOWN = (0.003, 10.0)

@@ -30,7 +30,7 @@ from experiments.harness.pictures import (
 )
 from experiments.harness.tables import Table, change, heading, number, percent, share
 from wasserstein_adv.data import describe
-from wasserstein_adv.metrics.figures import least_distance
+from wasserstein_adv.evidence.figures import least_distance
 
 _STANDARD = "standard"
 _AT = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)

@@ -7,7 +7,16 @@ attacks maximise an objective over it, defences train against attacks. Everythin
 of arrays; nothing here reads files or prints, and importing it changes nothing.
 """
 
-from wasserstein_adv import attacks, defenses, geometry, metrics, parallel, projections, training
+from wasserstein_adv import (
+    attacks,
+    defenses,
+    evidence,
+    geometry,
+    metrics,
+    parallel,
+    projections,
+    training,
+)
 from wasserstein_adv.attacks import (
     AttackResult,
     capped_ball,
@@ -64,6 +73,7 @@ __all__ = [
     "dense_grid",
     "dual_projection",
     "euclidean_power",
+    "evidence",
     "first_order",
     "flow",
     "flow_ball",

@@ -119,9 +119,6 @@ def attack(options: AttackOptions) -> None:
 
 def _check(options: AttackOptions, entry: Attack, protocol: Any) -> tuple[float, ...]:
     """The radii to report accuracy at, all options checked; none for an attack without a ball."""
-    if protocol is None:
-        presets = " or ".join(entry.presets)
-        raise InputError(f"--preset of {options.attack} must be {presets}")
     shape = describe(options.data).image_shape
     check_settings(protocol, lambda settings: entry.build(shape[:2], settings))
     check_count("restarts", options.restarts)

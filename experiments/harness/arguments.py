@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -133,7 +134,7 @@ def _of(choice: Choice, name: str) -> Any:
 def _given(argv: Sequence[str], name: str) -> str | None:
     """The last value that the arguments have for an option."""
     value = None
-    for word, following in zip(argv, [*argv[1:], None], strict=True):
+    for word, following in zip_longest(argv, argv[1:]):
         option, equals, attached = word.partition("=")
         if option.replace("_", "-") == flag(name):
             value = attached if equals else following
@@ -206,7 +207,8 @@ def flag(option: str) -> str:
 
 def check_positive(option: str, value: float) -> None:
     """Raise InputError unless a number is positive and finite in the float32 that computes."""
-    single = np.float32(value)
+    with np.errstate(over="ignore"):
+        single = np.float32(value)
     if not np.finfo(np.float32).tiny <= single < np.inf:
         raise InputError(f"{flag(option)} must be positive and finite, got {value}")
 

@@ -116,7 +116,10 @@ def show_finished(folder: RunFolder, console: Console) -> bool:
         (first, *_) = results["tables"]
         console.print(on_terminal(from_json(first)))
     except (InputError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{folder.path / RESULTS}: holds no table that could be shown") from error
+        raise InputError(
+            f"{folder.path / RESULTS}: holds no table to show, as those of earlier versions; "
+            "choose another --out"
+        ) from error
     console.print(f"finished before: {folder.path}", highlight=False, soft_wrap=True)
     return True
 

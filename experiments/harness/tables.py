@@ -104,10 +104,12 @@ def change(value: float | None, sign: str = " %") -> str:
     return number(value, "+z.1f", 100.0, sign)
 
 
-def share(part: Mapping[str, Any], name: str = "accuracy", interval: str = "interval") -> str:
+def share(
+    part: Mapping[str, Any], name: str = "accuracy", interval: str = "interval", digits: int = 1
+) -> str:
     """A share in percent with the ends of its interval: `57.4 (54.3–60.4)`."""
     low, high = (100 * end for end in part[interval])
-    return f"{100 * part[name]:.1f} ({low:.1f}–{high:.1f})"
+    return f"{100 * part[name]:.{digits}f} ({low:.1f}–{high:.1f})"
 
 
 def heading(results: Mapping[str, Any]) -> str:

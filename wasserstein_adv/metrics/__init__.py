@@ -3,7 +3,6 @@
 Everything here computes with NumPy; importing it imports neither POT nor JAX.
 """
 
-from wasserstein_adv.metrics import figures, truths
 from wasserstein_adv.metrics.accuracy import Accuracy, accuracy_at, wilson_interval
 from wasserstein_adv.metrics.transport import (
     GroundCost,
@@ -19,7 +18,5 @@ __all__ = [
     "accuracy_at",
     "exact_distance",
     "exact_distances",
-    "figures",
-    "truths",
     "wilson_interval",
 ]

@@ -188,10 +188,18 @@ ATTACKS = {
 
 
 def attack_settings(attack: str, preset: str | None = None, data: str | None = None) -> Any:
-    """An attack's settings by its name, the preset's and the dataset's; None if there are none."""
-    entry = ATTACKS.get(attack)
+    """An attack's settings by its name, the preset's and the dataset's; None if it is not known.
+
+    Raises:
+        InputError: the attack has no such preset.
+    """
+    if (entry := ATTACKS.get(attack)) is None:
+        return None
     colour = data in NAMES and describe(data).colour
-    return entry and entry.settings(preset or "paper", colour=colour)
+    found = entry.settings(preset or "paper", colour=colour)
+    if found is None:
+        raise InputError(f"--preset of {attack} must be {' or '.join(entry.presets)}")
+    return found
 
 
 def attacks_named(names: Sequence[str]) -> dict[str, Attack]:

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from wasserstein_adv.metrics.figures import INSIDE
+from wasserstein_adv.evidence.figures import INSIDE
 
 _ROUNDING = 1e-6  # of a pixel, in float32
 
