@@ -28,11 +28,11 @@ from experiments.harness.runs import (
 from experiments.harness.tables import Table, on_terminal
 from experiments.training.checkpoints import load_checkpoint, save_checkpoint
 from experiments.training.log import Log
-from experiments.training.loop import Hooks, Stopped, accuracy, initial_state, train
 from experiments.training.options import Task, TrainOptions, first_of, open_task
 from experiments.training.weights import MODEL_NAME, WEIGHTS, save
 from wasserstein_adv import parallel
 from wasserstein_adv.errors import InputError
+from wasserstein_adv.fitting import Hooks, Stopped, accuracy, initial_state, train
 from wasserstein_adv.processes import all_or_none, check_same, of_first
 from wasserstein_adv.recipes import steps_of
 from wasserstein_adv.training import TrainState, Variables

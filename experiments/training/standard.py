@@ -14,11 +14,11 @@ from pathlib import Path
 import wasserstein_adv
 from experiments.harness.catalogue.datasets import DATASETS
 from experiments.training.log import Meter, training_bar
-from experiments.training.loop import Hooks, train
 from experiments.training.weights import Classifier, build_model, restore, save
 from wasserstein_adv import parallel
 from wasserstein_adv.data import available, prepare, published_sizes, read, resolve, split_sizes
 from wasserstein_adv.errors import InputError
+from wasserstein_adv.fitting import Hooks, train
 from wasserstein_adv.recipes import Recipe, steps_of
 from wasserstein_adv.training import Measures
 

@@ -1,4 +1,4 @@
-"""Training a network: the loop on all devices of all processes."""
+"""Training a network under a defence: the loop, on all devices of all processes."""
 
 import contextlib
 import functools
@@ -62,7 +62,7 @@ def train(
     CPU bit for bit, whether the training was interrupted or not.
 
     Args:
-        model: As of `build_model` with `axis_name=parallel.AXIS`.
+        model: The network; one with batch statistics with `axis_name=parallel.AXIS`.
         dataset: The images and their classes.
         recipe: How.
         defense: Against what; `plain()` by default.
