@@ -23,7 +23,7 @@ from benchmarks.__main__ import _WORKLOADS, BenchmarkConfig, _chosen, main
 from benchmarks._child import in_fresh_process
 from benchmarks._measure import interleaved, lay_out, ratio_cell, record, records_of, text
 from benchmarks._problem import problem_on, quality, reference, spread
-from experiments._cli import run_command
+from experiments.harness.arguments import run_command
 
 KEYS = {
     "workload", "method", "seconds", "ratio_to_ours", "ratio_spread", "error", "device",

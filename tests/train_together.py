@@ -19,7 +19,7 @@ if len(sys.argv) > 3:
 
 import jax.numpy as jnp  # noqa: E402
 
-from experiments._weights import save  # noqa: E402
+from experiments.training.weights import save  # noqa: E402
 from wasserstein_adv import parallel  # noqa: E402
 from wasserstein_adv.attacks import constant, first_order, last, linf_ball, pgd, sign  # noqa: E402
 from wasserstein_adv.data import batch_indices, random_crop  # noqa: E402

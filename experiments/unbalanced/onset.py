@@ -14,11 +14,11 @@ import numpy as np
 
 from experiments.evaluation.cells import cell_of
 from experiments.evaluation.session import begin, end
-from experiments.harness.arguments import check_each, check_positive, run_command
+from experiments.harness.arguments import check_count, check_each, check_positive, run_command
 from experiments.harness.catalogue.attacks import ATTACKS
 from experiments.harness.pictures import new_figure, save_figure
 from experiments.harness.tables import Table, change, number, percent
-from experiments.unbalanced.sweep import SweepOptions, check_sweep, measured, paper_ruler, sweep
+from experiments.unbalanced.sweep import SweepOptions, paper_ruler, sweep
 from wasserstein_adv.attacks.unbalanced import PAPER, TRANSPORT
 
 _ITERATIONS = 300
@@ -47,13 +47,10 @@ class OnsetConfig(SweepOptions):
 def main(config: OnsetConfig) -> None:
     """Attack, measure, and write what was found, the images and `onset.png`.
 
-    Args:
-        config: the command's options.
-
     Raises:
         InputError: an option is out of range; data, weights or folder cannot be used.
     """
-    check_sweep(config)
+    check_count("distance_images", config.distance_images)
     check_each("taus", config.taus)
     check_each("scales", config.scales)
     check_positive("step_size", config.step_size)
@@ -63,7 +60,7 @@ def main(config: OnsetConfig) -> None:
         "scales": config.scales,
         "step_size": config.step_size,
         "paper": paper._asdict(),
-        "distance_images": measured(config),
+        "distance_images": config.measured,
     }
     run = begin(config, "unbalanced.onset", settings)
     if run is None:

@@ -13,11 +13,11 @@ from typing import Any
 from experiments.evaluation.cells import Cell, cell_of
 from experiments.evaluation.session import begin, end
 from experiments.evaluation.subjects import Subject
-from experiments.harness.arguments import check_each, check_positive, run_command
+from experiments.harness.arguments import check_count, check_each, check_positive, run_command
 from experiments.harness.catalogue.attacks import ATTACKS
 from experiments.harness.pictures import COLOURS, new_figure, plain_axes, save_figure
 from experiments.harness.tables import Table, change, heading, number, percent, share
-from experiments.unbalanced.sweep import SweepOptions, check_sweep, measured, paper_ruler, sweep
+from experiments.unbalanced.sweep import SweepOptions, paper_ruler, sweep
 from wasserstein_adv.attacks import constant, first_order, last, linf_ball, pgd, sign
 from wasserstein_adv.attacks.unbalanced import PAPER, TRANSPORT
 
@@ -51,19 +51,16 @@ class TableConfig(SweepOptions):
 def main(config: TableConfig) -> None:
     """Attack, measure, and write what was found, the images and `tradeoff.png`.
 
-    Args:
-        config: the command's options.
-
     Raises:
         InputError: an option is out of range; data, weights or folder cannot be used.
     """
-    check_sweep(config)
+    check_count("distance_images", config.distance_images)
     check_each("step_sizes", config.step_sizes)
     check_positive("floor", config.floor)
     settings = {
         "step_sizes": config.step_sizes,
         "floor": config.floor,
-        "distance_images": measured(config),
+        "distance_images": config.measured,
         "paper": PAPER._asdict(),
         "transport": TRANSPORT._asdict(),
     }

@@ -8,19 +8,15 @@ from jaxtyping import Float
 Amount = Literal["up-to", "exact"]
 """Whether a perturbation's size is the largest that an image may be moved by, or that of each."""
 
-_BILINEAR = 1  # order of the spline
+# Unlike "constant", this mode also interpolates between the edge and the zeros beyond it.
+_BILINEAR = {"order": 1, "mode": "grid-constant"}
 
 
 def random_draws(seed: int, count: int) -> Float[np.ndarray, "n 3"]:
     """Three numbers for each image: what its angle, its shift of rows and of columns follow.
 
-    Args:
-        seed: non-negative.
-        count: N.
-
-    Returns:
-        Uniform on [-1, 1), a function of the seed and the image's index alone. So an image is moved
-        alike whatever other images there are, and by the same share of every size.
+    They are uniform on [-1, 1), a function of the seed and the image's index alone: an image is
+    moved alike whatever other images there are, and by the same share of every size.
     """
     generators = (np.random.default_rng([seed, index]) for index in range(count))
     return np.array([rng.uniform(-1.0, 1.0, 3) for rng in generators]).reshape(count, 3)
@@ -35,9 +31,6 @@ def rotation_angles(
         draws: as `random_draws` gives them.
         degrees: the rotation's size, positive.
         amount: "up-to": uniform on [-degrees, degrees). "exact": ±degrees, either as likely.
-
-    Returns:
-        One angle for each image.
     """
     turn = draws[:, 0]
     return degrees * (turn if amount == "up-to" else _signs(turn))
@@ -54,9 +47,6 @@ def translation_shifts(
         amount: "up-to": along either axis uniform up to the size, both ways, and rounded to whole
             pixels, as torchvision's `RandomAffine` does. "exact": the size itself, along one axis,
             up, down, left or right, each as likely.
-
-    Returns:
-        One shift for each image.
     """
     size, move = np.asarray(pixels, np.float64), draws[:, 1:]
     if amount == "up-to":
@@ -80,9 +70,8 @@ def rotate(
     """
     from scipy import ndimage  # here, because it takes a while to import
 
-    # Unlike "constant", this mode also interpolates between the edge and the zeros beyond it.
     turned = [
-        ndimage.rotate(image, angle, reshape=False, order=_BILINEAR, mode="grid-constant")
+        ndimage.rotate(image, angle, reshape=False, **_BILINEAR)
         for image, angle in zip(images, angles, strict=True)
     ]
     return np.array(turned, images.dtype).reshape(images.shape)
@@ -103,7 +92,7 @@ def translate(
     from scipy import ndimage  # here, because it takes a while to import
 
     moved = [
-        ndimage.shift(image, (down, right, 0), order=_BILINEAR, mode="grid-constant")
+        ndimage.shift(image, (down, right, 0), **_BILINEAR)
         for image, (down, right) in zip(images, shifts, strict=True)
     ]
     return np.array(moved, images.dtype).reshape(images.shape)
@@ -117,10 +106,6 @@ def procrustes_dissimilarity(
     Both sets of points are centred and scaled to norm 1, and one is rotated (or reflected) and
     scaled to come nearest to the other; the dissimilarity is the sum of squares that is left, from
     0 to 1. The rotation acts on the rows' W·C values: it is none of the image's plane.
-
-    Args:
-        x: images.
-        z: as many images of the same shape.
 
     Returns:
         One number for each pair; NaN where the rows of either image are all alike, so that nothing

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments._cli import run_command
+from experiments.harness.arguments import run_command
 from experiments.prepare_data import PrepareConfig, main
 from wasserstein_adv.data import class_names, describe, prepare, read
 from wasserstein_adv.data.files import open_tree, read_bytes

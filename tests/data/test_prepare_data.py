@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from layouts import idx_bytes
 
-from experiments._cli import run_command
+from experiments.harness.arguments import run_command
 from experiments.prepare_data import PrepareConfig, main
 from wasserstein_adv.data import load, prepare, read, split_sizes
 from wasserstein_adv.data.download import Download

@@ -1,5 +1,6 @@
 """What the tests of several commands share."""
 
+import os
 from pathlib import Path
 
 import jax
@@ -8,9 +9,21 @@ import pytest
 from run_files import contents
 
 from experiments import verify
-from experiments._cli import run_command
-from experiments._weights import save
+from experiments.attack_mnist import AttackMnistConfig
+from experiments.evaluation.attack import attack
+from experiments.harness.arguments import run_command
+from experiments.training.weights import save
 from wasserstein_adv.models import WongKolterCNN
+
+
+@pytest.fixture(scope="module", autouse=True)
+def devices_as_they_are(tmp_path_factory):
+    """Commands leave JAX the devices that it has, and the store of compiled programs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_NUM_CPU_DEVICES", "1")
+        if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+            patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +33,40 @@ def weights(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "network"
     save(path, jax.tree.map(np.asarray, variables))
     return path
+
+
+QUICK = {
+    "projected-sinkhorn": ["--steps", "7", "--window", "3", "--radii", "0.3", "1.0"],
+    "flow": ["--steps", "40", "--growth", "1.08", "--radii", "0.3"],
+    "unbalanced": ["--steps", "2", "--keep", "first-success"],
+}
+"""Options with which an attack takes no time."""
+
+
+@pytest.fixture(scope="session")
+def attacked(weights, tmp_path_factory):
+    """Runs an attack of `QUICK` on six digits, with more options; returns its exit status."""
+
+    def run(name: str, out: Path, *arguments: str) -> int:
+        basic = ["--data", "mnist-5k", "--num-images", "6", "--checkpoint", str(weights)]
+        argv = [*basic, "--attack", name, "--out", str(out), *QUICK[name], *arguments]
+        return run_command(attack, AttackMnistConfig, argv)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def runs(attacked, tmp_path_factory):
+    """By the attack's name the folder of a finished run, never to be changed."""
+    folder, finished = tmp_path_factory.mktemp("runs"), {}
+
+    def run(name: str) -> Path:
+        if name not in finished:
+            assert attacked(name, folder / name) == 0
+            finished[name] = folder / name
+        return finished[name]
+
+    return run
 
 
 @pytest.fixture

@@ -141,6 +141,12 @@ def from_json(entry: Any) -> list[Part]:
         if distance.ground.form not in _FORMS:
             raise TypeError(f"no ground cost {distance.ground.form!r}")
         distance.ground.cost(np.ones(1), np.ones(1))
+        names = (distance.clean, distance.image)
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError("a name is no text")
+        window = distance.window
+        if window is not None and not (type(window) is int and window > 0 and window % 2):
+            raise TypeError(f"no window {window!r}")
         return distance
 
     try:

@@ -56,7 +56,10 @@ def holds(claim: Figure, files: Files) -> Bool[np.ndarray, "n"]:
         raise InputError(f"evidence.json: there is no claim {claim.how!r}")
     arrays = [lookup(files, name) for name in claim.of]
     try:
-        return vars(truths)[claim.how](*arrays, **claim.given)
+        found = vars(truths)[claim.how](*arrays, **claim.given)
+        if found.ndim != 1:
+            raise ValueError("not one answer an image")
+        return found
     except (TypeError, ValueError, IndexError) as error:
         raise InputError(f"{', '.join(claim.of)}: {claim.how} cannot be told ({error})") from error
 

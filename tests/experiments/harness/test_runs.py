@@ -1,5 +1,6 @@
 """The folder of a run: whose it is, and what is kept in it."""
 
+import io
 import json
 import subprocess
 import sys
@@ -8,16 +9,20 @@ from subprocess import PIPE
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from experiments._runs import (
+from experiments.harness.evidence import Part, figure, from_json
+from experiments.harness.files import read_json
+from experiments.harness.runs import (
     claim,
     default_folder,
     finish,
     load_checkpoint,
-    save_arrays,
     save_checkpoint,
-    stored_results,
+    show_finished,
+    withdraw,
 )
+from experiments.harness.tables import Table
 from wasserstein_adv.errors import InputError
 
 SETTINGS = {"data": "mnist", "radii": (0.3, 0.5), "reg": 1000.0, "seed": 0}
@@ -47,16 +52,24 @@ def test_another_run_is_named_and_left_alone(folder, change):
     assert (folder.path / "settings.json").read_bytes() == before
 
 
+def test_all_settings_that_differ_are_named(folder):
+    with pytest.raises(InputError, match="with another reg, seed, window, choose another folder"):
+        claim(folder.path, {**SETTINGS, "seed": 1, "window": 5, "reg": 1.0})
+    shorter = {key: value for key, value in SETTINGS.items() if key != "reg"}
+    with pytest.raises(InputError, match="with another reg, choose"):
+        claim(folder.path, shorter)
+
+
 def test_a_folder_belongs_to_one_process_until_that_ends(tmp_path):
     hold = f"""
 import sys
 from pathlib import Path
-from experiments._runs import claim
+from experiments.harness.runs import claim
 claim(Path({str(tmp_path / "run")!r}), {{"seed": 0}})
 print("held", flush=True)
 sys.stdin.read()
 """
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     with subprocess.Popen(
         [sys.executable, "-c", hold], stdin=PIPE, stdout=PIPE, text=True, cwd=root
     ) as other:
@@ -87,16 +100,57 @@ def test_what_is_no_run_is_refused(tmp_path):
         assert "\n" not in str(caught.value)
 
 
+TABLE = Table("digits", ("attack", "left %"), [("flow", "57.4")])
+
+
 def test_results_make_a_run_finished_and_drop_its_checkpoint(folder):
-    save_checkpoint(folder, TREE, 1.0)
-    finish(folder, {"accuracy": 0.5})
+    save_checkpoint(folder, "flow", TREE, 1.0)
+    parts = [Part("flow", {"accuracy": figure("left", "flow/success")})]
+    finish(folder, {"accuracy": np.float64(0.5)}, [TABLE], parts)
     again = claim(folder.path, SETTINGS)
     assert again.finished
-    assert stored_results(again) == {"accuracy": 0.5}
-    assert {p.name for p in folder.path.iterdir()} == {"settings.json", "results.json", ".lock"}
-    (folder.path / "results.json").write_text("{")
-    with pytest.raises(InputError, match=r"results\.json"):
-        stored_results(again)
+    kept = {"accuracy": 0.5, "tables": [json.loads(json.dumps(TABLE._asdict()))]}
+    assert read_json(folder.path / "results.json") == kept
+    assert from_json(read_json(folder.path / "evidence.json")) == parts
+    assert "| flow | 57.4 |" in (folder.path / "table.md").read_text("utf-8")
+    files = {"settings.json", "results.json", "evidence.json", "table.md", ".lock"}
+    assert {p.name for p in folder.path.iterdir()} == files
+
+
+def shown(folder) -> tuple[bool, str]:
+    console = Console(file=io.StringIO(), width=80)
+    return show_finished(folder, console), console.file.getvalue()
+
+
+def test_a_finished_run_is_shown_and_one_that_lost_its_results_is_none(folder):
+    assert shown(folder) == (False, "")
+    finish(folder, {}, [TABLE])
+    assert not (folder.path / "evidence.json").exists()
+    finished, told = shown(claim(folder.path, SETTINGS))
+    assert finished and "57.4" in told
+    assert told.splitlines()[-1] == f"finished before: {folder.path}"
+    withdraw(folder)
+    assert not claim(folder.path, SETTINGS).finished
+    withdraw(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"accuracy": 0.5}',
+        "[]",
+        '{"tables": []}',
+        '{"tables": [3]}',
+        '{"tables": [{"title": "t"}]}',
+        "{",
+        "",
+    ],
+)
+def test_results_without_a_table_as_of_an_earlier_version_are_refused_in_one_line(folder, content):
+    (folder.path / "results.json").write_text(content)
+    with pytest.raises(InputError, match=r"results\.json: ") as refused:
+        shown(claim(folder.path, SETTINGS))
+    assert "\n" not in str(refused.value)
 
 
 def test_default_folder_follows_the_settings():
@@ -108,10 +162,10 @@ def test_default_folder_follows_the_settings():
 
 
 def test_checkpoint_comes_back(folder):
-    assert load_checkpoint(folder, TREE) is None
-    save_checkpoint(folder, TREE, 1.5)
-    save_checkpoint(folder, TREE, 2.5)
-    found, seconds = load_checkpoint(folder, TREE)
+    assert load_checkpoint(folder, "flow", TREE) is None
+    save_checkpoint(folder, "flow", TREE, 1.5)
+    save_checkpoint(folder, "flow", TREE, 2.5)
+    found, seconds = load_checkpoint(folder, "flow", TREE)
     assert seconds == 2.5
     np.testing.assert_array_equal(found["a"], TREE["a"])
     np.testing.assert_array_equal(found["b"][0], TREE["b"][0])
@@ -119,16 +173,21 @@ def test_checkpoint_comes_back(folder):
     assert not list(folder.path.glob(".*partial"))
 
 
+def test_checkpoint_of_something_else_is_not_used(folder):
+    save_checkpoint(folder, "flow", TREE, 1.0)
+    assert load_checkpoint(folder, "capped", TREE) is None
+
+
 def test_checkpoint_of_other_shapes_is_not_used(folder):
-    save_checkpoint(folder, TREE, 1.0)
-    assert load_checkpoint(folder, {**TREE, "a": np.zeros((3, 2), np.float32)}) is None
-    assert load_checkpoint(folder, {**TREE, "a": np.zeros((2, 3))}) is None
-    assert load_checkpoint(folder, {**TREE, "c": np.zeros(1)}) is None
+    save_checkpoint(folder, "flow", TREE, 1.0)
+    assert load_checkpoint(folder, "flow", {**TREE, "a": np.zeros((3, 2), np.float32)}) is None
+    assert load_checkpoint(folder, "flow", {**TREE, "a": np.zeros((2, 3))}) is None
+    assert load_checkpoint(folder, "flow", {**TREE, "c": np.zeros(1)}) is None
 
 
 @pytest.mark.parametrize("kept", [0, 0.3, 0.9, "text", "flipped"])
 def test_damaged_checkpoint_is_not_used(folder, kept):
-    save_checkpoint(folder, TREE, 1.0)
+    save_checkpoint(folder, "flow", TREE, 1.0)
     path = folder.path / "checkpoint.npz"
     data = bytearray(path.read_bytes())
     if kept == "text":
@@ -139,14 +198,7 @@ def test_damaged_checkpoint_is_not_used(folder, kept):
     else:
         data = data[: int(kept * len(data))]
     path.write_bytes(data)
-    assert load_checkpoint(folder, TREE) is None
-
-
-def test_arrays_are_written_whole(tmp_path):
-    save_arrays(tmp_path / "radii.npz", radius=np.arange(3))
-    save_arrays(tmp_path / "radii.npz", radius=np.arange(4))
-    np.testing.assert_array_equal(np.load(tmp_path / "radii.npz")["radius"], np.arange(4))
-    assert [p.name for p in tmp_path.iterdir()] == ["radii.npz"]
+    assert load_checkpoint(folder, "flow", TREE) is None
 
 
 @pytest.mark.parametrize("content", [b"[]", b"\xff\xfe", b"{"])

@@ -2,16 +2,19 @@
 
 import io
 import math
+import shutil
 
 import numpy as np
 import pytest
-from run_files import contents, results_of
+from run_files import array, arrays_of, contents, disagreeing, result, results_of
 
-from experiments import _evaluation
-from experiments import _transforms as transforms
-from experiments import natural_perturbations as command_module
-from experiments._cli import run_command
-from experiments._weights import load_weights
+from experiments.evaluation import subjects
+from experiments.harness.arguments import run_command
+from experiments.harness.evidence import distances
+from experiments.harness.tables import on_terminal
+from experiments.training.weights import load_weights
+from experiments.unbalanced import natural_perturbations as command_module
+from experiments.unbalanced import transforms
 from wasserstein_adv.data import load
 from wasserstein_adv.data.idx import find_idx_files, read_idx_split
 from wasserstein_adv.metrics import exact_distance, wilson_interval
@@ -163,7 +166,8 @@ def test_moving_an_image_by_a_pixel_is_a_27th(shift, pixels):
     x = np.zeros((28, 28, 1))
     x[8:20, 8:20] = np.random.default_rng(5).random((12, 12, 1))
     z = transforms.translate(x[None], np.array([shift], float))
-    anywhere, window = command_module.transport_distances(x[None], z)
+    part = command_module.part_of(command_module.Perturbation("translation", 5), (28, 28))
+    anywhere, window = (distances(x[None], z, d) for d in part.distances.values())
     assert anywhere.total[0] == pytest.approx(pixels / 27, rel=1e-7)
     if max(np.abs(shift)) <= 2:
         assert window.total[0] == pytest.approx(math.hypot(*shift), rel=1e-7)
@@ -174,47 +178,54 @@ def test_moving_an_image_by_a_pixel_is_a_27th(shift, pixels):
 # The command --------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def command(weights, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def command(weights):
     """Runs the command on a few digits; returns its exit status."""
-    monkeypatch.setattr(_evaluation, "use_all_cores", lambda: None)
-    monkeypatch.setenv("WASSERSTEIN_ADV_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
 
-    def run(*arguments, out="run"):
+    def run(out, *arguments):
         basic = ["--data", "mnist-5k", "--num-images", "12", "--distance-images", "4"]
         sizes = ["--rotations", "20", "--translations", "5", "20"]
         weighted = [] if "--checkpoint" in arguments else ["--checkpoint", str(weights)]
-        argv = [*basic, *sizes, *weighted, "--out", out, *arguments]
+        argv = [*basic, *sizes, *weighted, "--out", str(out), *arguments]
         return run_command(command_module.main, command_module.NaturalPerturbationsConfig, argv)
 
     return run
 
 
-@pytest.mark.parametrize("amount", ["up-to", "exact"])
-def test_leaves_evidence_and_is_not_repeated(command, digits, tmp_path, capsys, amount):
-    assert command("--amount", amount, "--seed", "5") == 0
-    printed = capsys.readouterr().out
-    run = tmp_path / "run"
+@pytest.fixture(scope="module", params=["up-to", "exact"])
+def finished(command, tmp_path_factory, request):
+    """The folder of a finished run, and how much it moves images by."""
+    folder = tmp_path_factory.mktemp("natural") / "run"
+    assert command(folder, "--amount", request.param, "--seed", "5") == 0
+    return folder, request.param
+
+
+def test_leaves_evidence_and_is_not_repeated(command, finished, digits, capsys):
+    run, amount = finished
     results = results_of(run)
     assert results["dataset"] == {"name": "mnist-5k", "split": "test", "num_images": 12}
-    assert {"seconds", "environment", "seed", "command", "model", "nominal"} <= set(results)
+    assert {"seconds", "environment", "seed", "command", "model"} <= set(results)
     assert (run / "perturbations.png").read_bytes().startswith(b"\x89PNG")
-    assert [p["name"] for p in results["perturbations"]] == [
-        "rotation 20°", "translation 5 %", "translation 20 %"
-    ]  # fmt: skip
+    assert list(results["cells"]) == ["rotation 20", "translation 5", "translation 20"]
+    before = contents(run)
+    assert command(run, "--amount", amount, "--seed", "5") == 0
+    printed = capsys.readouterr().out
+    assert "finished before" in printed
 
     x, y = (part[:12] for part in digits)
     draws = transforms.random_draws(5, 12)
-    for part in results["perturbations"]:
-        if part["kind"] == "rotation":
-            angles = transforms.rotation_angles(draws, 20, amount)
-            moved = transforms.rotate(x, angles)
+    for name, part in results["cells"].items():
+        kind, size = name.split(" ")
+        if kind == "rotation":
+            shown = "rotation 20°"
+            moved = transforms.rotate(x, transforms.rotation_angles(draws, 20, amount))
         else:
-            pixels = part["size"] * 28 / 100
+            shown, pixels = f"{name} %", int(size) * 28 / 100
             shifts = transforms.translation_shifts(draws, (pixels, pixels), amount)
             moved = transforms.translate(x, shifts)
-        stored = np.load(run / f"{part['kind']}-{part['size']:g}.npz")
+        stored = arrays_of(run, f"{kind}-{size}")
+        np.testing.assert_array_equal(stored["clean"], x[:4])
+        np.testing.assert_allclose(stored["image"], moved[:4], atol=1e-6)
         np.testing.assert_allclose(
             stored["procrustes"], transforms.procrustes_dissimilarity(x, moved), atol=1e-6
         )
@@ -222,32 +233,41 @@ def test_leaves_evidence_and_is_not_repeated(command, digits, tmp_path, capsys, 
         right = int((stored["prediction"] == y).sum())
         assert part["accuracy"] == right / 12
         assert part["interval"] == list(wilson_interval(right, 12))
+        pairs = list(zip(x[:4], moved[:4], strict=True))
         everywhere = [
-            exact_distance(a, b, lambda r, c: (abs(r) + abs(c)) / 27).total
-            for a, b in zip(x[:4], moved, strict=False)
+            exact_distance(*pair, lambda r, c: (abs(r) + abs(c)) / 27).total for pair in pairs
         ]
         assert part["global"]["mean"] == pytest.approx(np.mean(everywhere), rel=1e-4)
-        inside = [exact_distance(a, b, np.hypot, 5) for a, b in zip(x[:4], moved, strict=False)]
+        inside = [exact_distance(*pair, np.hypot, 5) for pair in pairs]
         near = [d.total for d in inside if np.isfinite(d.total)]
-        assert part["local"]["with_plan"] == len(near) / 4
+        assert part["local"]["left_out"] == 4 - len(near)
         if near:
             assert part["local"]["median"] == pytest.approx(np.median(near), rel=1e-4)
         else:
             assert part["local"]["median"] is part["local"]["mean"] is None
         stranded = np.mean([d.stranded[0] for d in inside])
-        assert part["local"]["stranded"] == pytest.approx(stranded, abs=1e-6)
-        assert part["name"] in printed and f"| {part['name']} |" in (run / "table.md").read_text()
+        assert part["stranded"] == pytest.approx(stranded, abs=1e-6)
+        assert shown in printed and f"| {shown} |" in (run / "table.md").read_text()
 
-    before = contents(run)
-    assert command("--amount", amount, "--seed", "5") == 0
-    assert "finished before" in capsys.readouterr().out
-    assert command("--amount", amount, "--seed", "6") == 2
+    assert command(run, "--amount", amount, "--seed", "6") == 2
     assert "another seed" in capsys.readouterr().err
     assert contents(run) == before
 
 
+def test_a_sound_run_agrees_and_a_changed_figure_is_named(finished, check, tmp_path):
+    status, printed = check(finished[0])
+    assert status == 0 and "agree" in printed.out
+    copy = shutil.copytree(finished[0], tmp_path / "run")
+    result("cells", "rotation 20", "stranded", value=0.5)(copy)
+    status, printed = check(copy, "--images", "1")
+    assert status == 1
+    assert disagreeing(printed.out) == {("rotation 20", "stranded")}
+    array("translation-5", "anywhere", lambda old: old + 0.1)(copy)
+    assert ("translation 5", "anywhere") in disagreeing(check(copy)[1].out)
+
+
 def test_goes_on_after_an_interruption(command, tmp_path, monkeypatch):
-    assert command(out="whole") == 0
+    assert command(tmp_path / "whole") == 0
     measure, done = command_module._measure, []
 
     def interrupted(perturbation, *rest):
@@ -257,14 +277,16 @@ def test_goes_on_after_an_interruption(command, tmp_path, monkeypatch):
         return measure(perturbation, *rest)
 
     monkeypatch.setattr(command_module, "_measure", interrupted)
-    assert command(out="parts") == 130
+    assert command(tmp_path / "parts") == 130
     assert not (tmp_path / "parts" / "results.json").exists()
     (tmp_path / "parts" / "rotation-20.npz").write_bytes(b"cut off")
     done.clear()
-    assert command(out="parts") == 0
+    assert command(tmp_path / "parts") == 0
     assert [p.size for p in done] == [20, 20] and done[0].kind == "rotation"
-    whole, parts = (results_of(tmp_path / name) for name in ("whole", "parts"))
-    assert whole["perturbations"] == parts["perturbations"]
+    whole, parts = (results_of(tmp_path / name)["cells"] for name in ("whole", "parts"))
+    for part in (*whole.values(), *parts.values()):
+        assert part.pop("seconds") > 0
+    assert whole == parts
 
 
 def test_images_whose_rows_are_alike_are_counted(command, tmp_path, monkeypatch, digits):
@@ -274,15 +296,15 @@ def test_images_whose_rows_are_alike_are_counted(command, tmp_path, monkeypatch,
     x[0, 0, 0] = 1  # the corner: any shift to the left or upwards takes it away
     x[1] = 0.1
     dataset = load("mnist-5k", "test")._replace(images=x, labels=y)
-    monkeypatch.setattr(_evaluation, "load", lambda *_: dataset)
+    monkeypatch.setattr(subjects, "load", lambda *_: dataset)
     draws = np.tile([0.0, -0.9, -0.9], (12, 1))
     monkeypatch.setattr(command_module, "random_draws", lambda *_: draws)
-    assert command("--rotations") == 0
-    part = results_of(tmp_path / "run")["perturbations"][0]
-    assert part["procrustes"]["undefined"] == 2
-    assert part["global"]["with_plan"] == 0.75
-    assert part["local"]["with_plan"] <= 0.75
-    assert "75.0 %" in (tmp_path / "run" / "table.md").read_text()
+    assert command(tmp_path / "run", "--rotations") == 0
+    part = results_of(tmp_path / "run")["cells"]["translation 5"]
+    assert part["procrustes"]["left_out"] == 2
+    assert part["global"]["left_out"] == 1
+    assert part["local"]["left_out"] >= 1
+    assert "(75.0 %)" in (tmp_path / "run" / "table.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -303,7 +325,7 @@ def test_images_whose_rows_are_alike_are_counted(command, tmp_path, monkeypatch,
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(command, tmp_path, capsys, arguments, named):
-    assert command(*arguments) == 2
+    assert command(tmp_path / "run", *arguments) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("error:") and "\n" not in error and named in error
     assert not (tmp_path / "run").exists()
@@ -312,7 +334,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(command, tmp_path, capsys, arg
 def test_a_folder_with_something_else_is_left_alone(command, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    assert command() == 2
+    assert command(tmp_path / "run") == 2
     assert "holds no run" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["notes.txt"]
 
@@ -321,20 +343,21 @@ def test_a_folder_with_something_else_is_left_alone(command, tmp_path, capsys):
 def test_the_table_fits_a_terminal(amount):
     from rich.console import Console
 
-    distance = {"with_plan": 1.0, "mean": 1.2345, "median": 1.0}
+    distance = {"left_out": 0, "mean": 1.2345, "median": 1.0}
     part = {
-        "name": "translation 15 %", "accuracy": 1.0, "interval": [0.8388, 1.0],
-        "procrustes": {"mean": 0.5, "undefined": 0}, "distance_images": 500, "global": distance,
-        "local": {**distance, "window": 5, "stranded": 1.0},
+        "accuracy": 1.0, "interval": [0.8388, 1.0], "procrustes": {"mean": 0.5, "left_out": 0},
+        "global": distance, "local": distance, "stranded": 1.0,
     }  # fmt: skip
     results = {
         "dataset": {"name": "fashion_mnist", "split": "test", "num_images": 10_000},
-        "amount": amount, "nominal": part, "perturbations": [part],
+        "settings": {"amount": amount, "distance_images": 500},
+        "nominal_accuracy": 1.0, "nominal_interval": [0.8388, 1.0],
+        "cells": {"translation 15": part},
     }  # fmt: skip
     console = Console(width=80, file=io.StringIO())
-    console.print(command_module.results_table(results))
+    console.print(on_terminal(command_module.results_table(results)))
     text = console.file.getvalue()
-    assert "translation 15 %  100.00 (83.9–100.0)" in text
+    assert "translation 15 % 100.00 (83.9–100.0)" in text
     assert "1.234 (100 %)" in text and "100.0 %" in text
 
 
@@ -350,5 +373,5 @@ def test_random_sizes_are_those_of_the_published_accuracies(real_data):
         moved = command_module.perturb(
             command_module.Perturbation(kind, size), "up-to", images, draws
         )
-        right = _evaluation.predictions(classifier, moved) == split.labels[:3000]
+        right = subjects.predictions(classifier, moved) == split.labels[:3000]
         assert right.mean() == pytest.approx(published, abs=0.03)

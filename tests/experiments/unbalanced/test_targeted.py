@@ -1,17 +1,21 @@
 """The command that attacks every class towards every other one."""
 
 import io
+import shutil
 
 import numpy as np
 import pytest
 from rich.console import Console
-from run_files import contents, results_of
+from run_files import arrays_of, contents, disagreeing, result, results_of
 
-from experiments import _evaluation
-from experiments import targeted as command_module
-from experiments._cli import run_command
-from experiments._evaluation import logits_of, predictions
-from experiments._weights import Classifier, save
+from experiments.evaluation import session
+from experiments.evaluation.subjects import logits_of, predictions
+from experiments.harness.arguments import run_command
+from experiments.harness.evidence import Part
+from experiments.harness.evidence import results_of as figures_found
+from experiments.harness.tables import markdown, on_terminal
+from experiments.training.weights import Classifier, save
+from experiments.unbalanced import targeted as command_module
 from wasserstein_adv import parallel
 from wasserstein_adv.attacks.unbalanced import PAPER
 from wasserstein_adv.data import load
@@ -54,20 +58,46 @@ def leaves(tree):
     return {jax.tree_util.keystr(path): leaf for path, leaf in found}
 
 
-@pytest.fixture
-def command(weights, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def command(weights):
     """Runs the command on forty digits for a few steps; returns its exit status."""
-    monkeypatch.setattr(_evaluation, "use_all_cores", lambda: None)
-    monkeypatch.setenv("WASSERSTEIN_ADV_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
 
-    def run(*arguments, out="run"):
+    def run(out, *arguments):
         basic = ["--data", "mnist-5k", "--num-images", str(_COUNT), "--per-class", "1"]
         steps = ["--steps", "7", "--step-size", "0.004"]
         weighted = [] if "--checkpoint" in arguments else ["--checkpoint", str(weights)]
-        argv = [*basic, *steps, *weighted, "--out", out, *arguments]
+        argv = [*basic, *steps, *weighted, "--out", str(out), *arguments]
         return run_command(command_module.main, command_module.TargetedConfig, argv)
 
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(command, tmp_path_factory):
+    """The folder of a run that was stopped once, within the attack."""
+    run, evaluate, resumed = (
+        tmp_path_factory.mktemp("targeted") / "run", parallel.evaluate, []
+    )  # fmt: skip
+
+    def interrupted(*args, on_round, **options):
+        def stop(progress):
+            on_round(progress)
+            raise KeyboardInterrupt
+
+        return evaluate(*args, on_round=stop, **options)
+
+    def watched(*args, resume, **options):
+        resumed.append(resume)
+        return evaluate(*args, resume=resume, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "evaluate", interrupted)
+        assert command(run) == 130
+        assert (run / "checkpoint.npz").exists() and not (run / "results.json").exists()
+        patch.setattr(parallel, "evaluate", watched)
+        assert command(run) == 0
+    assert resumed[0].state.step.max() == 5
+    assert not (run / "checkpoint.npz").exists()
     return run
 
 
@@ -97,89 +127,91 @@ def test_without_a_right_image_there_are_no_pairs():
         assert part.shape == (0,)
 
 
-def test_matrices_are_means_of_known_successes():
-    pairs = command_module.choose_pairs(np.repeat(np.arange(10), 2), np.repeat(np.arange(10), 2), 2)
+def found_of(arrays):
+    """The results of the pairs."""
+    files = {"pairs": arrays}
+    return figures_found([Part("pairs", command_module.all_figures())], files), files
+
+
+def test_figures_are_means_of_known_successes():
+    labels = np.repeat(np.arange(10), 2)
+    pairs = command_module.choose_pairs(labels, labels, 2)
     rng = np.random.default_rng(1)
-    success = (pairs.source + pairs.target + pairs.index) % 3 > 0
+    success = (pairs.label + pairs.target + pairs.index) % 3 > 0
     arrays = {
         **pairs._asdict(), "success": success, "distance": rng.random(180),
         "steps": rng.integers(1, 9, 180), "moved": rng.random(180),
         "unmatched": rng.random(180), "residual": rng.random(180),
     }  # fmt: skip
-    found = command_module.summary(arrays)
-    assert np.isnan(np.diagonal(found["success_rate"])).all()
+    found, files = found_of(arrays)
     for source, target in ((0, 1), (3, 7), (9, 2)):
-        of = (pairs.source == source) & (pairs.target == target)
+        of = (pairs.label == source) & (pairs.target == target)
         assert of.sum() == 2
-        assert found["success_rate"][source, target] == success[of].mean()
-        for name in ("distance", "steps"):
-            expected = arrays[name][of & success].mean()
-            assert found[name][source, target] == pytest.approx(expected)
+        expected = f"{100 * success[of].mean():.0f} %"
+        if success[of].any():
+            mean = arrays["distance"][of & success].mean()
+            expected += f", W {mean:.3f}".replace(" 0.", " .")
+        assert command_module.measured(files, source, target) == expected
     assert found["total"]["success_rate"] == pytest.approx(success.mean())
     assert found["total"]["interval"] == list(wilson_interval(int(success.sum()), 180))
-    assert found["sources"][4]["pairs"] == 18 and found["sources"][4]["images"] == 2
-    part = success & (pairs.source == 4)
-    assert found["sources"][4]["distance"] == pytest.approx(arrays["distance"][part].mean())
-    assert found["sources"][4]["residual"] == arrays["residual"][part].max()
+    assert found["sources"]["4"]["pairs"] == 18
+    part = success & (pairs.label == 4)
+    for name in ("distance", "steps", "moved", "unmatched"):
+        assert found["sources"]["4"][name]["mean"] == pytest.approx(arrays[name][part].mean())
+    assert found["sources"]["4"]["residual"] == arrays["residual"][part].max()
 
 
 # The command --------------------------------------------------------------------------------------
 
 
-def test_goes_on_after_an_interruption_and_leaves_evidence(command, tmp_path, monkeypatch, capsys):
-    run, evaluate, resumed = tmp_path / "run", parallel.evaluate, []
-
-    def interrupted(*args, on_round, **options):
-        def stop(progress):
-            on_round(progress)
-            raise KeyboardInterrupt
-
-        return evaluate(*args, on_round=stop, **options)
-
-    def watched(*args, resume, **options):
-        resumed.append(resume)
-        return evaluate(*args, resume=resume, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(parallel, "evaluate", interrupted)
-        assert command() == 130
-    assert (run / "checkpoint.npz").exists() and not (run / "results.json").exists()
-    monkeypatch.setattr(parallel, "evaluate", watched)
-    assert command() == 0
-    assert resumed[0].state.step.max() == 5
-    assert not (run / "checkpoint.npz").exists()
-
-    printed = capsys.readouterr().out
-    results = results_of(run)
+def test_goes_on_after_an_interruption_and_leaves_evidence(command, finished, capsys):
+    results = results_of(finished)
     assert {"environment", "seed", "command", "model", "settings", "seconds"} <= set(results)
-    assert (run / "targeted.png").read_bytes().startswith(b"\x89PNG")
-    dataset, pairs = load("mnist-5k", "test"), np.load(run / "pairs.npz")
-    success, source, target = (pairs[name] for name in ("success", "source", "target"))
+    assert (finished / "targeted.png").read_bytes().startswith(b"\x89PNG")
+    before = contents(finished)
+    assert command(finished) == 0
+    printed = capsys.readouterr().out
+    assert "finished before" in printed
+    dataset, pairs = load("mnist-5k", "test"), arrays_of(finished, "pairs")
+    success, source, target = (pairs[name] for name in ("success", "label", "target"))
     assert 0 < success.sum() < len(success)
     np.testing.assert_array_equal(source, dataset.labels[pairs["index"]])
+    np.testing.assert_array_equal(pairs["clean"], dataset.images[pairs["index"]])
     np.testing.assert_array_equal(success, pairs["prediction"] == target)
     assert (pairs["steps"][success] >= 1).all() and (pairs["steps"][~success] == 7).all()
-    for name, over in (("success_rate", None), ("distance", success), ("steps", success)):
-        for at, value in np.ndenumerate(np.array(results[name], float)):
-            of = (source == at[0]) & (target == at[1])
-            of = of if over is None else of & over
-            values = pairs["success" if name == "success_rate" else name][of]
-            assert value == pytest.approx(values.mean()) if len(values) else np.isnan(value)
+    for label, part in results["sources"].items():
+        of = source == int(label)
+        assert part["pairs"] == of.sum()
+        assert part["success_rate"] == (success[of].mean() if of.any() else None)
+        for name in ("distance", "steps"):
+            values = pairs[name][of & success]
+            expected = pytest.approx(values.mean()) if len(values) else None
+            assert part[name]["mean"] == expected
     assert results["total"]["success_rate"] == success.mean()
     assert results["total"]["pairs"] == len(success)
     for pair in (0, len(success) - 1):
         clean = dataset.images[pairs["index"][pair]]
         exact = exact_distance(clean, pairs["image"][pair], lambda r, c: (abs(r) + abs(c)) / 27)
         assert pairs["distance"][pair] == pytest.approx(exact.total, rel=1e-4)
-    assert f"all{len(np.unique(source)):>10}" in printed
-    assert "| all |" in (run / "table.md").read_text()
-
-    before = contents(run)
-    assert command() == 0
-    assert "finished before" in capsys.readouterr().out
-    assert command("--preset", "transport") == 2
+    assert f"all{len(np.unique(source)):>9}" in printed
+    assert "| all |" in (finished / "table.md").read_text()
+    assert command(finished, "--preset", "transport") == 2
     assert "another protocol" in capsys.readouterr().err
-    assert contents(run) == before
+    assert contents(finished) == before
+
+
+def test_a_sound_run_agrees_and_a_changed_figure_is_named(finished, check, tmp_path):
+    status, printed = check(finished)
+    assert status == 0 and "agree" in printed.out
+    copy = shutil.copytree(finished, tmp_path / "run")
+    source = next(k for k, part in results_of(copy)["sources"].items() if part["success_rate"])
+    result("sources", source, "success_rate", value=0.987)(copy)
+    result("total", "distance", "mean", value=1.5)(copy)
+    status, printed = check(copy, "--images", "1")
+    assert status == 1
+    assert {claim for _, claim in disagreeing(printed.out)} == {
+        f"sources.{source}.success_rate", "total.distance.mean"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -196,38 +228,38 @@ def test_goes_on_after_an_interruption_and_leaves_evidence(command, tmp_path, mo
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(command, tmp_path, capsys, arguments, named):
-    assert command(*arguments) == 2
+    assert command(tmp_path / "run", *arguments) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("error:") and "\n" not in error and named in error
     assert not (tmp_path / "run").exists()
 
 
-def test_a_classifier_that_is_never_right_is_refused(command, monkeypatch, capsys):
+def test_a_classifier_that_is_never_right_is_refused(command, tmp_path, monkeypatch, capsys):
     labels = load("mnist-5k", "test").labels
-    monkeypatch.setattr(
-        command_module, "predictions", lambda _, images: (labels[: len(images)] + 1) % 10
-    )
-    assert command() == 2
+    monkeypatch.setattr(session, "predictions", lambda _, images: (labels[: len(images)] + 1) % 10)
+    assert command(tmp_path / "run") == 2
     assert "classified correctly" in capsys.readouterr().err
 
 
 def test_classes_without_a_right_image_are_left_empty(tmp_path):
-    """In the matrices, the table and the picture."""
+    """In the figures, the table and the picture."""
     x = load("mnist-5k", "test").images[:10]
     pairs = command_module.choose_pairs(np.arange(10), np.r_[:9, 0], 1)
     count = len(pairs.index)
     arrays = {
-        **pairs._asdict(), "success": pairs.source > 0, "distance": np.full(count, np.inf),
+        **pairs._asdict(), "success": pairs.label > 0, "distance": np.full(count, np.inf),
         "steps": np.ones(count, int), "moved": np.zeros(count), "unmatched": np.zeros(count),
         "residual": np.full(count, np.nan), "image": x[pairs.index],
     }  # fmt: skip
-    results = {**some_results(), **command_module.summary(arrays)}
-    assert results["total"]["images"] == 9
-    assert results["sources"][9]["success_rate"] is None
-    assert results["sources"][0]["residual"] is None and results["total"]["residual"] == np.inf
-    assert results["total"]["distance"] is None
-    assert "| 9 | 0 | – | – | – | – | – | – |" in command_module.markdown_table(results)
-    command_module._plot(tmp_path / "picture.png", x, arrays, results)
+    found, files = found_of(arrays)
+    results = {**some_results(), **found}
+    assert results["total"]["pairs"] == 9 * 9
+    assert results["sources"]["9"]["success_rate"] is None
+    assert results["sources"]["0"]["residual"] is None and results["total"]["residual"] == np.inf
+    assert results["total"]["distance"]["mean"] is None
+    text = markdown([command_module.results_table(results)])
+    assert "| 9 | 0 | – | – | – | – | – | – |" in text and "| all | 9 |" in text
+    command_module._plot(tmp_path / "picture.png", x, files, results)
     assert (tmp_path / "picture.png").stat().st_size > 0
 
 
@@ -239,14 +271,15 @@ def some_results():
 
 
 def test_the_table_fits_a_terminal():
+    measured = {"distance": 0.1234, "steps": 100.0, "moved": 1.0, "unmatched": 1.5}
     part = {
-        "images": 1000, "pairs": 9000, "success_rate": 1.0, "interval": [0.8388, 1.0],
-        "distance": 0.1234, "steps": 100.0, "moved": 1.0, "unmatched": 1.5, "residual": 0.0005,
+        "pairs": 9000, "success_rate": 1.0, "interval": [0.8388, 1.0], "residual": 0.0005,
+        **{name: {"mean": value} for name, value in measured.items()},
     }  # fmt: skip
-    sources = [{"source": number, **part} for number in range(10)]
-    results = {**some_results(), "sources": sources, "total": {**part, "images": 10_000}}
+    sources = {str(number): part for number in range(10)}
+    results = {**some_results(), "sources": sources, "total": {**part, "pairs": 90_000}}
     console = Console(width=80, file=io.StringIO())
-    console.print(command_module.results_table(results))
+    console.print(on_terminal(command_module.results_table(results)))
     text = console.file.getvalue()
     assert "100.0 (83.9–100.0)" in text and "10,000" in text and "150.0 %" in text
     assert "0.0005" in text and "…" not in text
