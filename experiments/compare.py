@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.evaluation import session
-from experiments.evaluation.cells import Cell, Files, Ruler, cell_of, figures_of, part_of, run_cells
+from experiments.evaluation.cells import Cell, Files, Ruler, cell_of, sweep
 from experiments.evaluation.subjects import Subject
 from experiments.harness.arguments import check_each, run_command
 from experiments.harness.catalogue.attacks import ATTACKS, attacks_named
-from experiments.harness.evidence import Figure, Ground, figure, lookup
 from experiments.harness.files import file_name
 from experiments.harness.pictures import draw_accuracy, new_figure, plain_axes, save_figure
 from experiments.harness.tables import Table, change, heading, number, percent
 from wasserstein_adv.data import describe
+from wasserstein_adv.evidence import Figure, Ground, figure, lookup
 from wasserstein_adv.evidence.figures import least_distance
 
 _AT = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -102,14 +102,10 @@ def main(config: CompareConfig) -> None:
     run = session.begin(config, "compare", settings)
     if run is None:
         return
-    clean = session.clean_arrays(run)
     cells = {entry.name: cell_for(entry, run.subject) for entry in runs}
-    files = run_cells(run, cells, clean, batch_size=config.batch_size)
-    parts = [part_of(name, cell, figures_of(name, cell, files)) for name, cell in cells.items()]
-    parts.append(session.images_part({**session.nominal(), **curves(runs)}))
-    results = session.gather(run, parts, files)
-    _plot(run.folder.path / "compare.png", results, runs, files)
-    session.end(run, results, tables(results, runs), parts)
+    found = sweep(run, cells, config, {**session.nominal(), **curves(runs)})
+    _plot(run.folder.path / "compare.png", found.results, runs, found.files)
+    session.end(run, found.results, tables(found.results, runs), found.parts)
 
 
 def cell_for(entry: Entry, subject: Subject) -> Cell:

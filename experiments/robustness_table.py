@@ -14,12 +14,11 @@ import numpy as np
 from jaxtyping import Float
 
 from experiments.evaluation import session
-from experiments.evaluation.cells import Cell, Files, Ruler, cell_of, figures_of, part_of, run_cells
+from experiments.evaluation.cells import Cell, Files, Ruler, cell_of, figures_of, sweep
 from experiments.evaluation.subjects import Subject, named_paths
 from experiments.harness.arguments import check_count, check_settings, run_command, use_all_cores
 from experiments.harness.catalogue.attacks import ATTACKS, attacks_named
 from experiments.harness.catalogue.datasets import DataName
-from experiments.harness.evidence import Figure, Ground, figure
 from experiments.harness.files import file_name
 from experiments.harness.pictures import (
     accuracy_axes,
@@ -30,6 +29,7 @@ from experiments.harness.pictures import (
 )
 from experiments.harness.tables import Table, change, heading, number, percent, share
 from wasserstein_adv.data import describe
+from wasserstein_adv.evidence import Figure, Ground, figure
 from wasserstein_adv.evidence.figures import least_distance
 
 _STANDARD = "standard"
@@ -104,30 +104,21 @@ def main(config: RobustnessTableConfig) -> None:
     run = session.begin_several(config, "robustness-table", settings, models)
     if run is None:
         return
-    clean = session.clean_arrays(run)
+    keys = {k.name: k for k in (Key(a, m) for a, m in product(protocols, run.subjects))}
     cells = {
-        Key(attack, model): cell_for(attack, protocol, subject, model)
-        for model, subject in run.subjects.items()
-        for attack, protocol in protocols.items()
+        name: cell_for(attack, protocols[attack], run.subjects[model], model)
+        for name, (attack, model) in keys.items()
     }
-    files = run_cells(
-        run, {key.name: cell for key, cell in cells.items()}, clean,
-        batch_size=config.batch_size, distance_images=measured,
-    )  # fmt: skip
-    keys = [Key(attack, model) for attack, model in product(protocols, run.subjects)]
-    parts = [part_of(key.name, cells[key], figures(key, cells[key], files)) for key in keys]
     accuracies = {
         place: found
         for model in run.subjects
         for place, found in session.nominal(f"models/{model}/nominal", model).items()
     }
-    parts.append(session.images_part(accuracies))
-    results = session.gather(run, parts, files)
-    for key in keys:
-        results["cells"][key.name] |= key._asdict()
-    grounds = {key.attack: cell.rulers["distance"].ground for key, cell in cells.items()}
-    _plot(run.folder.path / "robustness.png", results, files, grounds)
-    session.end(run, results, tables(results, grounds), parts)
+    about = {name: key._asdict() for name, key in keys.items()}
+    found = sweep(run, cells, config, accuracies, figures=figures, about=about)
+    grounds = {keys[name].attack: cell.rulers["distance"].ground for name, cell in cells.items()}
+    _plot(run.folder.path / "robustness.png", found.results, found.files, grounds)
+    session.end(run, found.results, tables(found.results, grounds), found.parts)
 
 
 # What is attacked, and how ------------------------------------------------------------------------
@@ -164,15 +155,15 @@ def cell_for(attack: str, protocol: Any, subject: Subject, model: str) -> Cell:
 # What came of it ----------------------------------------------------------------------------------
 
 
-def figures(key: Key, cell: Cell, files: Files) -> dict[str, Figure]:
+def figures(name: str, cell: Cell, files: Files) -> dict[str, Figure]:
     """The figures of every cell, and the accuracy left after every number of steps and, over the
     images measured, at distances."""
-    place, at = f"cells/{key.name}", f"{file_name(key.name)}/"
+    place, at = f"cells/{name}", f"{file_name(name)}/"
     distances = distances_of(
         cell.rulers["distance"].ground, colour=files["clean"]["image"].shape[-1] > 1
     )
     return {
-        **figures_of(key.name, cell, files),
+        **figures_of(name, cell, files),
         f"{place}/accuracy_after_steps": figure(
             "after_steps", f"{at}steps", f"{at}success", last=cell.steps
         ),

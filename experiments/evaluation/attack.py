@@ -8,14 +8,8 @@ import numpy as np
 import tyro
 
 from experiments.evaluation import session
-from experiments.evaluation.cells import Files, Ruler, cell_of, part_of, run_cells
-from experiments.harness.arguments import (
-    Choice,
-    check_count,
-    check_each,
-    check_settings,
-    use_all_cores,
-)
+from experiments.evaluation.cells import Cell, Files, Ruler, cell_of, sweep
+from experiments.harness import arguments
 from experiments.harness.catalogue.attacks import (
     ATTACKS,
     OBJECTIVES,
@@ -25,12 +19,12 @@ from experiments.harness.catalogue.attacks import (
     attack_settings,
 )
 from experiments.harness.catalogue.datasets import ModelName
-from experiments.harness.evidence import Figure, entry_of, figure
 from experiments.harness.files import file_name
 from experiments.harness.pictures import plot_curve, plot_examples
 from experiments.harness.tables import Table, heading
 from wasserstein_adv.data import class_names, describe
 from wasserstein_adv.errors import InputError
+from wasserstein_adv.evidence import Figure, entry_of, figure
 from wasserstein_adv.metrics import accuracy_at
 
 Figures = dict[str, Figure]
@@ -67,7 +61,7 @@ class AttackOptions(session.ModelOptions):
     settings: tyro.conf.Suppress[Any] = None
     """The attack's own; None for those of the preset."""
 
-    choice: ClassVar[Choice] = Choice(
+    choice: ClassVar[arguments.Choice] = arguments.Choice(
         "attack", ("attack", "preset", "data"), attack_settings, ATTACKS
     )
 
@@ -78,7 +72,7 @@ def attack(options: AttackOptions) -> None:
     Raises:
         InputError: an option is out of range; data, weights or folder cannot be used.
     """
-    use_all_cores()  # before a geometry is built
+    arguments.use_all_cores()  # before a geometry is built
     entry = ATTACKS[options.attack]
     protocol = options.settings
     if protocol is None:
@@ -97,38 +91,41 @@ def attack(options: AttackOptions) -> None:
     run = session.begin(options, "attack", settings, options.model)
     if run is None:
         return
-    clean = session.clean_arrays(run)
     rulers = _rulers(entry, protocol, run.subject.grid_size)
     objective = OBJECTIVES[options.objective]
     cell = cell_of(entry, protocol, run.subject, rulers, keep, objective=objective, **first_order)
-    files = run_cells(run, {options.attack: cell}, clean, batch_size=options.batch_size)
-    arrays = files[file_name(options.attack)]
-    if entry.largest:
-        figures = _in_a_ball(options, protocol, radii)
-    else:
-        figures = _in_no_ball(options, protocol, keep, files)
-    parts = [part_of(options.attack, cell, figures), session.images_part(session.nominal())]
-    seconds = {name: round(float(arrays[name]), 3) for name in ("seconds", "measuring")}
-    results = session.gather(run, parts, files) | {
-        "seconds": {"attack": seconds["seconds"], "report": seconds["measuring"]},
-        "images_per_second": len(clean["label"]) / float(arrays["seconds"]),
+
+    def figures(name: str, cell: Cell, files: Files) -> Figures:
+        del name, cell
+        if entry.largest:
+            return _in_a_ball(options, protocol, radii)
+        return _in_no_ball(options, protocol, keep, files)
+
+    found = sweep(run, {options.attack: cell}, options, figures=figures)
+    arrays = found.files[file_name(options.attack)]
+    attack, report = (round(float(arrays[name]), 3) for name in ("seconds", "measuring"))
+    rate = len(arrays["success"]) / float(arrays["seconds"])
+    results = {
+        **found.results,
+        "seconds": {"attack": attack, "report": report},
+        "images_per_second": rate,
     }
-    _draw(run, options, entry, protocol, radii, results, files)
-    session.end(run, results, [results_table(results)], parts)
+    _draw(run, options, entry, protocol, radii, results, found.files)
+    session.end(run, results, [results_table(results)], found.parts)
 
 
 def _check(options: AttackOptions, entry: Attack, protocol: Any) -> tuple[float, ...]:
     """The radii to report accuracy at, all options checked; none for an attack without a ball."""
     shape = describe(options.data).image_shape
-    check_settings(protocol, lambda settings: entry.build(shape[:2], settings))
-    check_count("restarts", options.restarts)
+    arguments.check_settings(protocol, lambda settings: entry.build(shape[:2], settings))
+    arguments.check_count("restarts", options.restarts)
     if options.restarts > 1 and not options.random_start:
         raise InputError("--restarts above 1 needs --random-start")
     if options.radii is None:
         return entry.radii_of(protocol)
     if entry.largest is None:
         raise InputError(f"--radii is not an option of --attack {options.attack}")
-    check_each("radii", options.radii)
+    arguments.check_each("radii", options.radii)
     return options.radii
 
 

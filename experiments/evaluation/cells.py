@@ -9,16 +9,25 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from experiments.evaluation.session import CLEAN, Run, answer_name
+from experiments.evaluation.session import (
+    CLEAN,
+    Run,
+    answer_name,
+    clean_arrays,
+    gather,
+    images_part,
+    nominal,
+)
 from experiments.evaluation.subjects import Subject, logits_of, predictions
 from experiments.harness.catalogue.attacks import KEEPS, Attack
-from experiments.harness.evidence import Distance, Figure, Ground, Part, figure, measure
+from experiments.harness.evidence import measure
 from experiments.harness.files import file_name, load_arrays, save_arrays
 from experiments.harness.progress import progress_bar
 from experiments.harness.runs import RunFolder, load_checkpoint, save_checkpoint
 from wasserstein_adv import parallel
 from wasserstein_adv.attacks import AttackResult, FirstOrderAttack
 from wasserstein_adv.errors import InputError
+from wasserstein_adv.evidence import Distance, Figure, Ground, Part, figure
 
 _CHECKPOINT_SECONDS = 10.0
 _MASS = ("moved", "unmatched", "residual")  # what an unbalanced plan tells
@@ -71,6 +80,47 @@ def cell_of(
     return Cell(build, settings.steps, rulers, largest, first_success=keep == "first-success")
 
 
+class Swept(NamedTuple):
+    """What was found of all cells."""
+
+    results: dict[str, Any]
+    """Of each cell under "cells", by its name."""
+    parts: list[Part]
+    files: Files
+
+
+def sweep(
+    run: Run,
+    cells: Mapping[str, Cell],
+    options: Any,
+    shared: Mapping[str, Figure] | None = None,
+    *,
+    figures: Callable[[str, Cell, Files], Mapping[str, Figure]] | None = None,
+    about: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+) -> Swept:
+    """Run and measure cells, and work out what follows.
+
+    Args:
+        run: the command under way.
+        cells: the attacks by name.
+        options: the command's, of which `batch_size` and, where there is one, `distance_images`.
+        shared: figures of the run as a whole; by default the accuracy without an attack.
+        figures: those of each cell, of its name, itself and all arrays; by default `figures_of`.
+        about: words that the results say of each cell.
+    """
+    files = run_cells(
+        run, cells, clean_arrays(run), batch_size=options.batch_size,
+        distance_images=getattr(options, "distance_images", None),
+    )  # fmt: skip
+    chosen = figures or figures_of
+    parts = [part_of(name, cell, chosen(name, cell, files)) for name, cell in cells.items()]
+    parts.append(images_part(nominal() if shared is None else shared))
+    results = gather(run, parts, files)
+    for name, words in about.items():
+        results["cells"][name] |= words
+    return Swept(results, parts, files)
+
+
 def run_cells(
     run: Run,
     cells: Mapping[str, Cell],
@@ -101,7 +151,9 @@ def run_cells(
         arrays = _stored(path, count, cell)
         if arrays is None:
             title = f"{number + 1}/{len(cells)} {name}" if len(cells) > 1 else "attack"
-            arrays = _run(run, name, cell, clean, batch_size, distance_images or count, title)
+            arrays = _run(
+                run, name, cell, clean, batch_size, min(distance_images or count, count), title
+            )
             save_arrays(path, **arrays)
         files[file_name(name)] = arrays
     return files
@@ -243,7 +295,7 @@ def run_attack(
         steps: the attack's steps at most, for the bar.
         batch_size: images in one call, over all devices; "auto" takes what suits them.
         seed: of the random starts.
-        folder: where to keep checkpoints; None for none.
+        folder: where to keep checkpoints, of `name`; None for none.
         name: what the checkpoint is of.
         title: what stands before the bar.
         labels: the wanted labels of a targeted attack; by default the images' own.

@@ -18,11 +18,11 @@ from experiments.evaluation.subjects import (
 from experiments.harness.arguments import check_count, check_seed, use_all_cores
 from experiments.harness.catalogue.datasets import GreyName
 from experiments.harness.environment import command_line, run_environment
-from experiments.harness.evidence import Part, figure, results_of
 from experiments.harness.files import file_name, save_arrays
 from experiments.harness.runs import RunFolder, claim, default_folder, finish, show_finished
 from experiments.harness.tables import Table, on_terminal
 from experiments.training.weights import digest
+from wasserstein_adv.evidence import Part, figure, results_of
 
 CLEAN = "clean"
 """The file of a run that holds the images as they are, their labels and the answers to them."""

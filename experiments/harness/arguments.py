@@ -95,24 +95,21 @@ def parse(config_type: type[Config], argv: Sequence[str]) -> Config:
     if others:
         raise InputError(_not_an_option(choice, chosen, others))
     values = {field.name: getattr(parsed, field.name) for field in dataclasses.fields(config_type)}
-    return config_type(**{**values, "settings": settings and getattr(parsed, _group(chosen))})
+    return config_type(
+        **{**values, "settings": settings and getattr(parsed, chosen.replace("-", "_"))}
+    )
 
 
 def _with_settings(config_type: type, chosen: str, settings: Any) -> type:
     """The dataclass with one more field, of the settings: a group of options of their own."""
     if settings is None:
         return config_type
-    own = (_group(chosen), type(settings), dataclasses.field(default=settings))
+    own = (chosen.replace("-", "_"), type(settings), dataclasses.field(default=settings))
     extended = dataclasses.make_dataclass(
         config_type.__name__, [own], bases=(config_type,), frozen=True
     )
     extended.__doc__ = config_type.__doc__
     return extended
-
-
-def _group(chosen: str) -> str:
-    """What a group of options is called: `NAME's own`, as an identifier."""
-    return chosen.replace("-", "_")
 
 
 def _not_an_option(choice: Choice, chosen: str, others: Sequence[str]) -> str:

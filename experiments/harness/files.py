@@ -4,7 +4,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +29,15 @@ def write_json_atomic(path: Path, obj: Any) -> None:
     """Write what `plain` takes as strict JSON, in one step: the file is the old one or the new,
     whole. Raise InputError where it cannot be written, TypeError where the object holds else."""
     text = json.dumps(plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    _write_atomic(path, lambda written: written.write_text(text, encoding="utf-8"))
+    write_text(path, text)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, in one step; raise InputError where that fails."""
-    _write_atomic(path, lambda written: written.write_text(text, encoding="utf-8"))
-
-
-def _write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix=INCOMPLETE, dir=path.parent) as folder:
             written = Path(folder) / path.name
-            write(written)
+            written.write_text(text, encoding="utf-8")
             os.replace(written, path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error

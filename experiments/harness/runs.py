@@ -13,7 +13,6 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from experiments.harness.evidence import Part, to_json
 from experiments.harness.files import (
     INCOMPLETE,
     load_arrays,
@@ -24,6 +23,7 @@ from experiments.harness.files import (
 )
 from experiments.harness.tables import Table, from_json, markdown, on_terminal
 from wasserstein_adv.errors import InputError
+from wasserstein_adv.evidence import Part, to_json
 
 SETTINGS = "settings.json"
 _CHECKPOINT = "checkpoint.npz"

@@ -14,17 +14,10 @@ from typing import Any
 import jax
 from rich.console import Console
 
+from experiments.harness import runs
 from experiments.harness.arguments import Terminated, check_count, use_all_cores
 from experiments.harness.environment import command_line, run_environment
 from experiments.harness.files import write_json_atomic
-from experiments.harness.runs import (
-    RunFolder,
-    claim,
-    default_folder,
-    finish,
-    show_finished,
-    withdraw,
-)
 from experiments.harness.tables import Table, on_terminal
 from experiments.training.checkpoints import load_checkpoint, save_checkpoint
 from experiments.training.log import Log
@@ -55,10 +48,10 @@ def run_training(config: TrainOptions) -> None:
     console = Console(quiet=not first)
     task = all_or_none(lambda: open_task(config, console))
     check_same("settings", json.dumps(task.settings))
-    path = config.out or default_folder(f"train-{config.defense}", task.settings)
+    path = config.out or runs.default_folder(f"train-{config.defense}", task.settings)
     # Process 0 has the folder to itself; the others need not see it.
-    folder = all_or_none(lambda: _claimed(path, task) if first else RunFolder(path, False))
-    show_finished(folder, console)
+    folder = all_or_none(lambda: _claimed(path, task) if first else runs.RunFolder(path, False))
+    runs.show_finished(folder, console)
     if of_first(folder.finished):
         return
 
@@ -136,18 +129,18 @@ def run_training(config: TrainOptions) -> None:
     }
     table = results_table(results)
     if first:
-        finish(folder, results, [table])
+        runs.finish(folder, results, [table])
         shutil.rmtree(folder.path / _CHECKPOINTS, ignore_errors=True)
     console.print(on_terminal(table))
     console.print(f"weights: {folder.path}", highlight=False, soft_wrap=True)
 
 
-def _claimed(path: Path, task: Task) -> RunFolder:
+def _claimed(path: Path, task: Task) -> runs.RunFolder:
     """The run's folder, with what a finished run no longer needs removed."""
-    folder = claim(path, task.settings)
+    folder = runs.claim(path, task.settings)
     if folder.finished and not (path / WEIGHTS).is_dir():  # somebody removed them
-        withdraw(folder)
-        folder = claim(path, task.settings)
+        runs.withdraw(folder)
+        folder = runs.claim(path, task.settings)
     if folder.finished:
         shutil.rmtree(path / _CHECKPOINTS, ignore_errors=True)
     else:
@@ -181,7 +174,7 @@ def _join(config: TrainOptions) -> None:
 
 
 def _resumed(
-    folder: RunFolder, state: TrainState, devices: int
+    folder: runs.RunFolder, state: TrainState, devices: int
 ) -> tuple[TrainState, dict[str, float]]:
     """The state to go on from, and the seconds that it took to come there."""
     found = load_checkpoint(folder.path / _CHECKPOINTS, state)

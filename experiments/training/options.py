@@ -11,23 +11,11 @@ import tyro
 from flax import linen as nn
 from rich.console import Console
 
-from experiments.harness.arguments import (
-    Choice,
-    check_count,
-    check_positive,
-    check_seed,
-    check_settings,
-)
+from experiments.harness import arguments
 from experiments.harness.catalogue.datasets import DATASETS, ModelName
 from experiments.harness.catalogue.defenses import DEFENSES, DefenseName, defense_settings
 from experiments.harness.progress import images_bar
-from experiments.training.weights import (
-    Classifier,
-    build_model,
-    digest,
-    load_weights,
-    trained_model,
-)
+from experiments.training import weights
 from wasserstein_adv import parallel
 from wasserstein_adv.data import RawDataset, describe, published_sizes, read, resolve
 from wasserstein_adv.defenses import Defense
@@ -97,7 +85,7 @@ class TrainOptions:
     settings: tyro.conf.Suppress[Any] = None
     """Of the defence's attack; None for its paper's."""
 
-    choice: ClassVar[Choice] = Choice(
+    choice: ClassVar[arguments.Choice] = arguments.Choice(
         "defense", ("defense", "data"), defense_settings, DEFENSES, {"attack_steps": "steps"}
     )
 
@@ -115,7 +103,7 @@ class Task(NamedTuple):
     defense: Defense
     model_name: str
     model: nn.Module
-    start: Classifier | None
+    start: weights.Classifier | None
     """The weights to start from; None for random ones."""
     training: RawDataset
     test: RawDataset
@@ -127,11 +115,11 @@ def open_task(config: TrainOptions, console: Console) -> Task:
     """What the options are of, read and checked."""
     name = resolve(config.data, config.data_dir)
     recipe, attack, defense = _chosen(name, config)
-    started = config.init and trained_model(config.init)
+    started = config.init and weights.trained_model(config.init)
     model_name = config.model or started or DATASETS[name].model
     dtype = _precision(config.precision, model_name)
-    model = build_model(model_name, name, dtype=dtype, axis_name=parallel.AXIS)
-    start = None if config.init is None else load_weights(config.init, name, model_name)
+    model = weights.build_model(model_name, name, dtype=dtype, axis_name=parallel.AXIS)
+    start = None if config.init is None else weights.load_weights(config.init, name, model_name)
     training = _loaded(name, "train", config, console)
     if config.num_images is not None:
         if config.num_images > len(training.labels):
@@ -148,7 +136,7 @@ def open_task(config: TrainOptions, console: Console) -> Task:
         "defense": config.defense,
         "attack": attack and attack._asdict(),
         "precision": jnp.dtype(dtype).name,
-        "init": start and digest(start),
+        "init": start and weights.digest(start),
         **dataclasses.asdict(recipe),
     }
     return Task(name, recipe, defense, model_name, model, start, training, test, settings)
@@ -163,16 +151,16 @@ def _chosen(name: str, config: TrainOptions) -> tuple[Recipe, Any, Defense]:
     changes = {option: value for option, value in given.items() if value is not None}
     for option in ("epochs", "batch_size", "num_images"):
         if getattr(config, option) is not None:
-            check_count(option, getattr(config, option))
+            arguments.check_count(option, getattr(config, option))
     if config.learning_rate is not None:
-        check_positive("learning_rate", config.learning_rate)
+        arguments.check_positive("learning_rate", config.learning_rate)
     if not config.checkpoint_every >= 0:
         raise InputError(f"--checkpoint-every must be 0 or more, got {config.checkpoint_every}")
-    check_seed(config.seed)
+    arguments.check_seed(config.seed)
     grid_size = describe(name).image_shape[:2]
     attack = entry.settings(name) if config.settings is None else config.settings
     if attack is not None:
-        check_settings(attack, lambda settings: entry.build(grid_size, settings))
+        arguments.check_settings(attack, lambda settings: entry.build(grid_size, settings))
     recipe = dataclasses.replace(entry.recipe(name), **changes)
     return recipe, attack, entry.build(grid_size, attack)
 

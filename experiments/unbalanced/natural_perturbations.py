@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -22,22 +22,20 @@ from experiments.evaluation.cells import Files
 from experiments.evaluation.subjects import predictions
 from experiments.harness.arguments import check_count, run_command
 from experiments.harness.catalogue.attacks import GridSize, in_unit_square
-from experiments.harness.evidence import Distance, Ground, Part, distances, figure, mass_change
 from experiments.harness.files import file_name, load_arrays, save_arrays
 from experiments.harness.pictures import COLOURS, draw_image, legend_below, new_figure, save_figure
 from experiments.harness.progress import progress_bar
 from experiments.harness.tables import Table, heading, number, percent, share
-from experiments.unbalanced.transforms import (
+from wasserstein_adv.attacks.unbalanced import PAPER
+from wasserstein_adv.data.perturbations import (
     Amount,
+    Perturbation,
+    perturb,
     procrustes_dissimilarity,
     random_draws,
-    rotate,
-    rotation_angles,
-    translate,
-    translation_shifts,
 )
-from wasserstein_adv.attacks.unbalanced import PAPER
 from wasserstein_adv.errors import InputError
+from wasserstein_adv.evidence import Distance, Ground, Part, distances, figure, mass_change
 
 _WINDOW = 5  # pixels, of the local distance
 _SHOWN = 5  # images in the picture
@@ -76,19 +74,6 @@ class NaturalPerturbationsConfig(session.ImagesOptions):
     distance_images: int = 200
     """On how many of the images, from the first, to measure exact distances; on all of them if
     there are fewer."""
-
-
-class Perturbation(NamedTuple):
-    """A perturbation of one size."""
-
-    kind: Literal["rotation", "translation"]
-    size: float
-    """Degrees, or percent of the image's side."""
-
-    @property
-    def name(self) -> str:
-        """As its arrays are called: `rotation 10`."""
-        return f"{self.kind} {self.size:g}"
 
 
 def main(config: NaturalPerturbationsConfig) -> None:
@@ -162,32 +147,6 @@ def part_of(perturbation: Perturbation, grid_size: GridSize) -> Part:
         {f"{file}/mass_change": pair},
         {"image in [0, 1]": figure("in_unit_interval", pair[1])},
     )
-
-
-def perturb(
-    perturbation: Perturbation,
-    amount: Amount,
-    images: Float[np.ndarray, "n h w c"],
-    draws: Float[np.ndarray, "n 3"],
-) -> Float[np.ndarray, "n h w c"]:
-    """Rotate or translate each image.
-
-    Args:
-        perturbation: which, and its size.
-        amount: whether the size is the largest, or that of every image.
-        images: intensities in [0, 1].
-        draws: each image's own, as `random_draws` gives them.
-
-    Returns:
-        The perturbed images, in [0, 1].
-    """
-    if perturbation.kind == "rotation":
-        moved = rotate(images, rotation_angles(draws, perturbation.size, amount))
-    else:
-        height, width = images.shape[1:3]
-        pixels = (perturbation.size / 100 * height, perturbation.size / 100 * width)
-        moved = translate(images, translation_shifts(draws, pixels, amount))
-    return np.clip(moved, 0.0, 1.0)  # rounding only: interpolation leaves no range
 
 
 def _measure_all(

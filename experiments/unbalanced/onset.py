@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from experiments.evaluation.cells import cell_of
+from experiments.evaluation.cells import cell_of, sweep
 from experiments.evaluation.session import begin, end
 from experiments.harness.arguments import check_count, check_each, check_positive, run_command
 from experiments.harness.catalogue.attacks import ATTACKS
 from experiments.harness.pictures import new_figure, save_figure
 from experiments.harness.tables import Table, change, number, percent
-from experiments.unbalanced.sweep import SweepOptions, paper_ruler, sweep
+from experiments.unbalanced.sweep import SweepOptions, paper_ruler
 from wasserstein_adv.attacks.unbalanced import PAPER, TRANSPORT
 
 _ITERATIONS = 300

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from experiments.evaluation.cells import Cell, cell_of
+from experiments.evaluation.cells import Cell, cell_of, sweep
 from experiments.evaluation.session import begin, end
 from experiments.evaluation.subjects import Subject
 from experiments.harness.arguments import check_count, check_each, run_command
@@ -25,7 +25,6 @@ from experiments.unbalanced.sweep import (
     check_protocol,
     paper_ruler,
     short_distance,
-    sweep,
 )
 from wasserstein_adv.attacks.unbalanced import PAPER, UnbalancedProtocol
 from wasserstein_adv.errors import InputError

@@ -1,22 +1,11 @@
 """What the commands share that run the attack at many settings, by the ruler of its paper."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, NamedTuple
 
-from experiments.evaluation.cells import Cell, Files, Ruler, figures_of, part_of, run_cells
-from experiments.evaluation.session import (
-    ModelOptions,
-    Run,
-    clean_arrays,
-    gather,
-    images_part,
-    nominal,
-)
+from experiments.evaluation.cells import Ruler
+from experiments.evaluation.session import ModelOptions
 from experiments.harness.arguments import check_settings, use_all_cores
 from experiments.harness.catalogue.attacks import ATTACKS, GridSize, in_unit_square
-from experiments.harness.evidence import Part
 from wasserstein_adv.attacks.unbalanced import PAPER, UnbalancedProtocol
 from wasserstein_adv.data import describe
 
@@ -34,15 +23,6 @@ class SweepOptions(ModelOptions):
         return min(self.distance_images, self.num_images)
 
 
-class Swept(NamedTuple):
-    """What was found at all settings."""
-
-    results: dict[str, Any]
-    """Of each setting under "cells", by its name."""
-    parts: list[Part]
-    files: Files
-
-
 def paper_ruler(grid_size: GridSize) -> dict[str, Ruler]:
     """The paper's own cost, for every setting: |Δrow| + |Δcol|, the image's sides being 1."""
     return {"distance": Ruler(in_unit_square(PAPER, grid_size))}
@@ -58,22 +38,3 @@ def check_protocol(protocol: UnbalancedProtocol, data: str) -> None:
 def short_distance(distance: float) -> str:
     """A distance below a picture: `.013`."""
     return f"{distance:.3f}".removeprefix("0") if distance else "0"
-
-
-def sweep(
-    run: Run,
-    cells: Mapping[str, Cell],
-    options: SweepOptions,
-    about: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
-) -> Swept:
-    """Run and measure attacks by their settings' names; the results say what is `about` each."""
-    files = run_cells(
-        run, cells, clean_arrays(run),
-        batch_size=options.batch_size, distance_images=options.measured,
-    )  # fmt: skip
-    parts = [part_of(name, cell, figures_of(name, cell, files)) for name, cell in cells.items()]
-    parts.append(images_part(nominal()))
-    results = gather(run, parts, files)
-    for name, words in about.items():
-        results["cells"][name] |= words
-    return Swept(results, parts, files)

@@ -10,14 +10,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from experiments.evaluation.cells import Cell, cell_of
+from experiments.evaluation.cells import Cell, cell_of, sweep
 from experiments.evaluation.session import begin, end
 from experiments.evaluation.subjects import Subject
 from experiments.harness.arguments import check_count, check_each, check_positive, run_command
 from experiments.harness.catalogue.attacks import ATTACKS
 from experiments.harness.pictures import COLOURS, new_figure, plain_axes, save_figure
 from experiments.harness.tables import Table, change, heading, number, percent, share
-from experiments.unbalanced.sweep import SweepOptions, paper_ruler, sweep
+from experiments.unbalanced.sweep import SweepOptions, paper_ruler
 from wasserstein_adv.attacks import constant, first_order, last, linf_ball, pgd, sign
 from wasserstein_adv.attacks.unbalanced import PAPER, TRANSPORT
 

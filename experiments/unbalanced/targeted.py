@@ -16,12 +16,12 @@ from experiments.evaluation import session
 from experiments.evaluation.cells import Files, cell_of, part_of, run_cells
 from experiments.harness.arguments import check_count, run_command
 from experiments.harness.catalogue.attacks import ATTACKS
-from experiments.harness.evidence import Figure, figure, work_out
 from experiments.harness.pictures import COLOURS, draw_image, legend_below, new_figure, save_figure
 from experiments.harness.tables import Table, number, percent, share
 from experiments.unbalanced.sweep import check_protocol, paper_ruler, short_distance
 from wasserstein_adv.attacks.unbalanced import UnbalancedProtocol
 from wasserstein_adv.errors import InputError
+from wasserstein_adv.evidence import Figure, figure, work_out
 
 _CLASSES = 10
 _CLEAN, _FAILED = "red", COLOURS[4]  # frames

@@ -3,12 +3,12 @@
 import jax
 import numpy as np
 import pytest
-from run_files import results_of
-
-from experiments import _evaluation, attack_cifar10, attack_tiny_imagenet
 from experiments._attacks import FAMILIES, presets_of, settings_of
 from experiments._cli import run_command
 from experiments._weights import build_model, save
+from run_files import results_of
+
+from experiments import _evaluation, attack_cifar10, attack_tiny_imagenet
 from wasserstein_adv.attacks.hu import CIFAR10 as HU_CIFAR10
 from wasserstein_adv.attacks.wong import CIFAR10 as WONG_CIFAR10
 from wasserstein_adv.data import Dataset

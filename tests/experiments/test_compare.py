@@ -6,11 +6,11 @@ import shutil
 
 import numpy as np
 import pytest
+from experiments._attacks import FAMILIES
+from experiments._cli import run_command
 from run_files import contents, disagreeing, result, results_of
 
 from experiments import _evaluation, _grid, compare
-from experiments._attacks import FAMILIES
-from experiments._cli import run_command
 from wasserstein_adv.metrics import exact_distance
 
 # Of the six digits four are misclassified as they are, one is fooled soon, one only by some.

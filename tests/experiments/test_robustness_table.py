@@ -6,12 +6,12 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from run_files import contents, disagreeing, result, results_of
-
-from experiments import _grid, robustness_table
 from experiments._attacks import FAMILIES
 from experiments._cli import run_command
 from experiments._weights import MODEL_NAME, WEIGHTS, abstract_variables, load_weights, save
+from run_files import contents, disagreeing, result, results_of
+
+from experiments import _grid, robustness_table
 from wasserstein_adv.attacks import constant, first_order, first_success, linf_ball, pgd, sign
 from wasserstein_adv.metrics import accuracy_at, exact_distances
 from wasserstein_adv.models import MODELS

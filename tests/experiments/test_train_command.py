@@ -4,12 +4,12 @@ import json
 
 import numpy as np
 import pytest
-from run_files import results_of
-
-from experiments import _train, train_mnist
 from experiments._cli import run_command
 from experiments._train import plan_of
 from experiments._weights import MODEL_NAME, load_weights
+from run_files import results_of
+
+from experiments import _train, train_mnist
 from wasserstein_adv.attacks.unbalanced import PAPER
 from wasserstein_adv.data import RawDataset
 from wasserstein_adv.defenses import LINF_CIFAR10, LINF_MNIST

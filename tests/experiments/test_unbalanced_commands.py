@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from experiments._attacks import FAMILIES, settings_of
+from experiments._cli import run_command
 from run_files import results_of
 
 from experiments import (
@@ -11,8 +13,6 @@ from experiments import (
     transport_onset,
     unbalanced_table,
 )
-from experiments._attacks import FAMILIES, settings_of
-from experiments._cli import run_command
 from wasserstein_adv.attacks.unbalanced import PAPER, TRANSPORT
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.metrics import exact_distance

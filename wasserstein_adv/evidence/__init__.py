@@ -6,6 +6,8 @@ arrays alone, by somebody who does not know what made them. Everything here comp
 """
 
 from wasserstein_adv.evidence import figures, truths
+from wasserstein_adv.evidence.checking import Checked, check
+from wasserstein_adv.evidence.claims import Claim
 from wasserstein_adv.evidence.described import (
     Distance,
     Figure,
@@ -28,11 +30,14 @@ from wasserstein_adv.evidence.working_out import (
 )
 
 __all__ = [
+    "Checked",
+    "Claim",
     "Distance",
     "Figure",
     "Files",
     "Ground",
     "Part",
+    "check",
     "distances",
     "entry_of",
     "figure",

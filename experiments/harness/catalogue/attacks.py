@@ -13,7 +13,6 @@ import numpy as np
 import tyro
 
 from experiments.harness.arguments import named
-from experiments.harness.evidence import Ground
 from wasserstein_adv.attacks import (
     FirstOrderAttack,
     Keep,
@@ -39,6 +38,7 @@ from wasserstein_adv.attacks.wong import (
 )
 from wasserstein_adv.data import NAMES, describe
 from wasserstein_adv.errors import InputError
+from wasserstein_adv.evidence import Ground
 from wasserstein_adv.geometry import unit_square
 
 GridSize = tuple[int, int]

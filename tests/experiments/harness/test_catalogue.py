@@ -22,7 +22,7 @@ from wasserstein_adv.attacks.hu import CIFAR10 as HU_CIFAR10
 from wasserstein_adv.attacks.unbalanced import PAPER
 from wasserstein_adv.attacks.wong import CIFAR10
 from wasserstein_adv.data import NAMES, describe
-from wasserstein_adv.defenses import LINF_CIFAR10, LINF_MNIST
+from wasserstein_adv.defenses import LINF_CIFAR10, LINF_MNIST, Defense
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.evidence import Ground
 from wasserstein_adv.models import MODELS
@@ -148,12 +148,12 @@ def test_every_defence_is_built_for_every_dataset():
     for data in DATASETS:
         size = describe(data).image_shape[:2]
         for entry in DEFENSES.values():
-            assert callable(entry.build(size, entry.settings(data)))
+            assert isinstance(entry.build(size, entry.settings(data)), Defense)
             assert entry.recipe(data).epochs > 0
 
 
 def test_every_dataset_has_a_network():
-    assert set(DATASETS) == set(NAMES)
+    assert {"auto", *DATASETS} == set(NAMES)
     assert {entry.model for entry in DATASETS.values()} <= set(MODELS)
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments.harness.evidence import Part, figure, from_json
 from experiments.harness.files import read_json
 from experiments.harness.runs import (
     claim,
@@ -24,6 +23,7 @@ from experiments.harness.runs import (
 )
 from experiments.harness.tables import Table
 from wasserstein_adv.errors import InputError
+from wasserstein_adv.evidence import Part, figure, from_json
 
 SETTINGS = {"data": "mnist", "radii": (0.3, 0.5), "reg": 1000.0, "seed": 0}
 TREE = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": (np.array([True]), np.int32(4))}

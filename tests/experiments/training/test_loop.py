@@ -9,8 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from experiments import _training, _weights
 from experiments._training import (
     STANDARD,
     Hooks,
@@ -24,6 +22,8 @@ from experiments._training import (
     trained_or_cached,
 )
 from experiments._weights import check_free, load_weights, restore, save
+
+from experiments import _training, _weights
 from wasserstein_adv.data import RawDataset
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.models import WongKolterCNN

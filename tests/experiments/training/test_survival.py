@@ -9,13 +9,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from run_files import results_of
-
-from experiments import _checkpoints
 from experiments._checkpoints import load_checkpoint, save_checkpoint
 from experiments._runs import RunFolder
 from experiments._train import _resumed
 from experiments._weights import load_weights
+from run_files import results_of
+
+from experiments import _checkpoints
 from wasserstein_adv.data import prepare
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.training import TrainState

@@ -10,8 +10,9 @@ import os
 import signal
 import sys
 
-from experiments import _train, train_mnist
 from experiments._cli import run_command
+
+from experiments import _train, train_mnist
 
 NAME, MOMENT, STEP = sys.argv[1], sys.argv[2], int(sys.argv[3])
 

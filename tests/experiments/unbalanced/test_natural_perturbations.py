@@ -10,13 +10,13 @@ from run_files import array, arrays_of, contents, disagreeing, result, results_o
 
 from experiments.evaluation import subjects
 from experiments.harness.arguments import run_command
-from experiments.harness.evidence import distances
 from experiments.harness.tables import on_terminal
 from experiments.training.weights import load_weights
 from experiments.unbalanced import natural_perturbations as command_module
-from experiments.unbalanced import transforms
 from wasserstein_adv.data import load
+from wasserstein_adv.data import perturbations as transforms
 from wasserstein_adv.data.idx import find_idx_files, read_idx_split
+from wasserstein_adv.evidence import distances
 from wasserstein_adv.metrics import exact_distance, wilson_interval
 
 

@@ -11,14 +11,14 @@ from run_files import arrays_of, contents, disagreeing, result, results_of
 from experiments.evaluation import session
 from experiments.evaluation.subjects import logits_of, predictions
 from experiments.harness.arguments import run_command
-from experiments.harness.evidence import Part
-from experiments.harness.evidence import results_of as figures_found
 from experiments.harness.tables import markdown, on_terminal
 from experiments.training.weights import Classifier, save
 from experiments.unbalanced import targeted as command_module
 from wasserstein_adv import parallel
 from wasserstein_adv.attacks.unbalanced import PAPER
 from wasserstein_adv.data import load
+from wasserstein_adv.evidence import Part
+from wasserstein_adv.evidence import results_of as figures_found
 from wasserstein_adv.metrics import exact_distance, wilson_interval
 from wasserstein_adv.models import WongKolterCNN
 

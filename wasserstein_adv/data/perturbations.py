@@ -1,6 +1,6 @@
 """Natural perturbations of images, and how unlike they leave an image: pure functions of arrays."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -126,3 +126,42 @@ def procrustes_dissimilarity(
 def _signs(values: np.ndarray) -> np.ndarray:
     """-1 for negative numbers, 1 for the others: never the 0 of `np.sign`."""
     return np.where(values < 0, -1.0, 1.0)
+
+
+class Perturbation(NamedTuple):
+    """A perturbation of one size."""
+
+    kind: Literal["rotation", "translation"]
+    size: float
+    """Degrees, or percent of the image's side."""
+
+    @property
+    def name(self) -> str:
+        """Its kind and size: `rotation 10`."""
+        return f"{self.kind} {self.size:g}"
+
+
+def perturb(
+    perturbation: Perturbation,
+    amount: Amount,
+    images: Float[np.ndarray, "n h w c"],
+    draws: Float[np.ndarray, "n 3"],
+) -> Float[np.ndarray, "n h w c"]:
+    """Rotate or translate each image.
+
+    Args:
+        perturbation: which, and its size.
+        amount: whether the size is the largest, or that of every image.
+        images: intensities in [0, 1].
+        draws: each image's own, as `random_draws` gives them.
+
+    Returns:
+        The perturbed images, in [0, 1].
+    """
+    if perturbation.kind == "rotation":
+        moved = rotate(images, rotation_angles(draws, perturbation.size, amount))
+    else:
+        height, width = images.shape[1:3]
+        pixels = (perturbation.size / 100 * height, perturbation.size / 100 * width)
+        moved = translate(images, translation_shifts(draws, pixels, amount))
+    return np.clip(moved, 0.0, 1.0)  # rounding only: interpolation leaves no range

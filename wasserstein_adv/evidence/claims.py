@@ -1,12 +1,10 @@
 """Claims: what a run recorded, beside what it should be."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 # How far apart two numbers may be that agree.
 _RELATIVE = 1e-6
@@ -97,20 +95,3 @@ def _numbers(entry: Any) -> Float[np.ndarray, "k"]:
         return np.atleast_1d(np.asarray(entry, np.float64)).ravel()
     except (TypeError, ValueError, OverflowError):
         return np.array([np.nan])
-
-
-def claims_table(title: str, claims: Sequence[Claim], note: str = "") -> Table:
-    """Lay out claims for the terminal, those that do not agree in red."""
-    table = Table(
-        title=title, caption=note or None, box=SIMPLE_HEAD, pad_edge=False, show_edge=False
-    )
-    table.add_column("claim", no_wrap=True)
-    for column in ("recorded", "recomputed"):
-        table.add_column(column, justify="right")
-    table.add_column("agrees", no_wrap=True)
-    for claim in claims:
-        share = f", {claim.wrong} of {claim.values}" if claim.values > 1 else ""
-        agrees = "yes" if claim.agrees else f"no{share}"
-        style = None if claim.agrees else "bold red"
-        table.add_row(claim.name, claim.recorded, claim.recomputed, agrees, style=style)
-    return table
