@@ -1,9 +1,9 @@
-# The two commands of a fresh clone: `make attack` and `make test`.
+# The two commands of a fresh clone: `make attack` and `make test`. The site of docs/: `make docs`.
 PYTHON ?= python3
 VENV := .venv
 PIP_OPTIONS := --quiet --disable-pip-version-check
 
-.PHONY: attack test lint clean
+.PHONY: attack test docs lint clean
 
 attack: $(VENV)/.run
 	$(VENV)/bin/python -m experiments.attack_mnist
@@ -12,6 +12,9 @@ test: $(VENV)/.test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
@@ -23,6 +26,10 @@ $(VENV)/.run: requirements.txt | $(VENV)/bin/python
 
 $(VENV)/.test: requirements-test.txt $(VENV)/.run
 	$(VENV)/bin/python -m pip install $(PIP_OPTIONS) -r requirements-test.txt
+	touch $@
+
+$(VENV)/.docs: requirements-docs.txt | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install $(PIP_OPTIONS) -r requirements-docs.txt
 	touch $@
 
 clean:

@@ -10,7 +10,10 @@ from jaxtyping import Array, Float, Int, Key
 
 from wasserstein_adv.attacks import FirstOrderAttack, LogitsFn
 
-CLEAN, ADVERSARIAL = "clean", "adversarial"
+CLEAN = "clean"
+"""What a batch's clean images are called among the views."""
+ADVERSARIAL = "adversarial"
+"""What its adversarial images are called."""
 
 Views = dict[str, Float[Array, "n h w c"]]
 """Images of one batch by what was done to them: `CLEAN`, `ADVERSARIAL`."""
