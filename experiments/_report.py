@@ -9,7 +9,6 @@ import platform
 import re
 import subprocess
 import tempfile
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from rich.table import Table
 
+import wasserstein_adv
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.metrics import accuracy_at
 
@@ -398,14 +398,8 @@ def _number(value: float | str) -> str:
 
 
 def library_version() -> str:
-    """Return the library's version: that of this checkout, or else of what is installed.
-
-    Returns:
-        The version, "unknown" where there is neither.
-    """
-    with contextlib.suppress(OSError, KeyError, tomllib.TOMLDecodeError):
-        return tomllib.loads((_ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
-    return _installed(_LIBRARY) or "unknown"
+    """Return the library's version."""
+    return wasserstein_adv.__version__
 
 
 def run_environment() -> dict[str, Any]:

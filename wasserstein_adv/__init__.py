@@ -48,12 +48,15 @@ from wasserstein_adv.projections import (
     unbalanced_sinkhorn,
 )
 
+__version__ = "0.1.0"
+
 __all__ = [
     "AttackResult",
     "Duals",
     "InputError",
     "Projection",
     "UnbalancedProjection",
+    "__version__",
     "attacks",
     "capped_ball",
     "check_images",
