@@ -13,6 +13,11 @@ test: $(VENV)/.test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
+lint: $(VENV)/.lint
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
@@ -23,6 +28,10 @@ $(VENV)/.run: requirements.txt | $(VENV)/bin/python
 
 $(VENV)/.test: requirements-test.txt $(VENV)/.run
 	$(VENV)/bin/python -m pip install $(PIP_OPTIONS) -r requirements-test.txt
+	touch $@
+
+$(VENV)/.lint: requirements-lint.txt $(VENV)/.run
+	$(VENV)/bin/python -m pip install $(PIP_OPTIONS) -r requirements-lint.txt
 	touch $@
 
 clean:
