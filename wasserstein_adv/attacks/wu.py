@@ -6,7 +6,7 @@ brighter than white, and the classifier is shown a clamped one; the image that c
 nearest coupling under which no pixel is.
 """
 
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +98,7 @@ def couplings(
         steepest = jnp.max(jnp.abs(y))
         y = y / jnp.where(steepest > 0, steepest, 1.0)
         found = linear_oracle(geometry, x, y, radius, reg, memory.psi, tolerance=tolerance)
-        plan = sum(
+        plan: Any = sum(
             share * _split(geometry, x, found.reg * y, found.reg * price)
             for price, share in zip(found.prices, found.shares, strict=True)
         )
