@@ -1,4 +1,4 @@
-# The two commands of a fresh clone: `make attack` and `make test`. The site of docs/: `make docs`.
+# The two commands of a fresh clone are `make attack` and `make test`.
 PYTHON ?= python3
 VENV := .venv
 PIP_OPTIONS := --quiet --disable-pip-version-check
@@ -16,6 +16,11 @@ test: $(VENV)/.test
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build
 
+lint: $(VENV)/.lint
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +35,10 @@ $(VENV)/.test: requirements-test.txt $(VENV)/.run
 
 $(VENV)/.docs: requirements-docs.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install $(PIP_OPTIONS) -r requirements-docs.txt
+	touch $@
+
+$(VENV)/.lint: requirements-lint.txt $(VENV)/.run
+	$(VENV)/bin/python -m pip install $(PIP_OPTIONS) -r requirements-lint.txt
 	touch $@
 
 clean:

@@ -88,6 +88,12 @@ def test_every_public_name_exists(module):
         assert getattr(module, name) is not None
 
 
+def test_one_version():
+    citation = (ROOT / "CITATION.cff").read_text("utf-8")
+    assert f"\nversion: {wa.__version__}\n" in citation
+    assert f"## [{wa.__version__}]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
 def test_input_error_is_a_value_error():
     assert issubclass(wa.InputError, ValueError)
 

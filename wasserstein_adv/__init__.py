@@ -65,6 +65,7 @@ __all__ = [
     "InputError",
     "Projection",
     "UnbalancedProjection",
+    "__version__",
     "attacks",
     "capped_ball",
     "check_images",

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from wasserstein_adv.attacks.first_order import (
     AttackResult,
@@ -53,8 +53,8 @@ def evaluate(
     attack: FirstOrderAttack,
     key: PRNGKeyArray,
     logits_fn: LogitsFn,
-    x: np.ndarray,
-    y: np.ndarray,
+    x: Array | np.ndarray,
+    y: Array | np.ndarray,
     *,
     batch_size: int | Literal["auto"] = "auto",
     steps_per_round: int = 5,
@@ -144,8 +144,8 @@ def evaluator(
 
     def run(
         key: PRNGKeyArray,
-        x: np.ndarray,
-        y: np.ndarray,
+        x: Array | np.ndarray,
+        y: Array | np.ndarray,
         *,
         resume: Progress | None = None,
         on_round: Callable[[Progress], None] = lambda progress: None,
@@ -185,7 +185,7 @@ def evaluator(
                 # A copy: what is written into next must not change what was handed out.
                 kept = jax.tree.map(np.array, state)
                 on_round(Progress(np.asarray(restart), kept, earlier, settled.copy()))
-            if attack.restarts > 1:
+            if earlier is not None:
                 state = jax.tree.map(np.asarray, attack.merge(state, earlier))
                 earlier = state
         return jax.tree.map(np.asarray, attack.result(state))
@@ -239,12 +239,12 @@ def _step_bytes(
     keys = jax.eval_shape(lambda: image_keys(jax.random.key(0), jnp.arange(count)))
     state = jax.eval_shape(lambda keys, x, y: attack.init(keys, logits_fn, x, y), keys, x, y)
     step = jax.jit(lambda x, y, state: attack.step(logits_fn, x, y, state))
-    plan = step.lower(x, y, state).compile().memory_analysis()
+    plan: Any = step.lower(x, y, state).compile().memory_analysis()
     return plan.temp_size_in_bytes + plan.argument_size_in_bytes + plan.output_size_in_bytes
 
 
 def progress_like(
-    attack: FirstOrderAttack, logits_fn: LogitsFn, x: np.ndarray, y: np.ndarray
+    attack: FirstOrderAttack, logits_fn: LogitsFn, x: Array | np.ndarray, y: Array | np.ndarray
 ) -> Progress:
     """The structure, shapes and dtypes of the first restart's `Progress`, to restore one into.
 
@@ -254,9 +254,10 @@ def progress_like(
     keys = jax.eval_shape(lambda: image_keys(jax.random.key(0), jnp.arange(x.shape[0])))
     y = np.asarray(y, np.int32)
     state = jax.eval_shape(lambda keys, x, y: attack.init(keys, logits_fn, x, y), keys, x, y)
-    settled = jax.ShapeDtypeStruct((x.shape[0],), np.bool_)
+    restart: Any = jax.ShapeDtypeStruct((), np.int64)  # all leaves are such, in place of arrays
+    settled: Any = jax.ShapeDtypeStruct((x.shape[0],), np.bool_)
     earlier = None if attack.restarts == 1 else state
-    return Progress(jax.ShapeDtypeStruct((), np.int64), state, earlier, settled)
+    return Progress(restart, state, earlier, settled)
 
 
 def on_devices(

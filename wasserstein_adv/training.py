@@ -35,7 +35,7 @@ class TrainState(NamedTuple):
 class Batch(NamedTuple):
     """Examples of a dataset."""
 
-    index: Int[Array, "n"]
+    index: Int[Array, "n"]  # type: ignore[assignment]  # in place of `tuple.index`
     """Their numbers in the dataset."""
     images: UInt8[Array, "n h w c"] | Float[Array, "n h w c"]
     """In 8 bits, or from 0 to 1."""

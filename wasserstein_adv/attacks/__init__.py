@@ -5,6 +5,7 @@ from wasserstein_adv.attacks.first_order import (
     AttackResult,
     AttackState,
     FirstOrderAttack,
+    FirstOrderOptions,
     LogitsFn,
     first_order,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "CouplingEvidence",
     "FeasibleSet",
     "FirstOrderAttack",
+    "FirstOrderOptions",
     "FlowEvidence",
     "FlowProtocol",
     "FrankWolfeProtocol",

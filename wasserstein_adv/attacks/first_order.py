@@ -1,10 +1,11 @@
 """First-order attacks: an objective maximised over a feasible set by a method."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
@@ -106,7 +107,7 @@ def image_keys(key: PRNGKeyArray, index: Int[Array, "n"]) -> Key[Array, "n"]:
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
 
 
-def check_batch(x: Array, y: Array) -> None:
+def check_batch(x: Array | np.ndarray, y: Array | np.ndarray) -> None:
     """Raise InputError unless x is (n, h, w, c) and y is n integers."""
     if x.ndim != 4:
         raise InputError(f"x must have shape (n, h, w, c), got {x.shape}")
@@ -114,6 +115,16 @@ def check_batch(x: Array, y: Array) -> None:
         raise InputError(f"x must be floating point in [0, 1], got {x.dtype}")
     if y.shape != x.shape[:1] or not jnp.issubdtype(y.dtype, jnp.integer):
         raise InputError(f"y must be {x.shape[0]} integer labels, got {y.dtype} {y.shape}")
+
+
+class FirstOrderOptions(TypedDict, total=False):
+    """The arguments of `first_order` that a paper leaves open; its attack hands them on."""
+
+    objective: Objective
+    keep: Keep | None
+    targeted: bool
+    random_start: bool
+    restarts: int
 
 
 def first_order(
@@ -166,7 +177,7 @@ def first_order(
         known = ~jnp.any(jnp.isnan(logits), axis=-1)
         return jax.vmap(aim)(logits, y), known & (hit if targeted else ~hit)
 
-    def init(keys, logits_fn, x, y) -> AttackState:
+    def init(keys: Key[Array, "n"], logits_fn: LogitsFn, x: Array, y: Array) -> AttackState:
         x = jax.lax.stop_gradient(x)
         n = x.shape[0]
         clean, memory = jax.vmap(feasible.init)(x)
@@ -184,7 +195,7 @@ def first_order(
     def unsettled(state: AttackState) -> Array:
         return ~keep.settled(state.kept) & (state.step <= steps)
 
-    def step(logits_fn, x, y, state: AttackState) -> AttackState:
+    def step(logits_fn: LogitsFn, x: Array, y: Array, state: AttackState) -> AttackState:
         x = jax.lax.stop_gradient(x)
 
         def loss(u):

@@ -1,12 +1,12 @@
 """An attack by exact projections onto the Wasserstein ball: mass that flows on the pixel grid."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from wasserstein_adv.attacks.first_order import FirstOrderAttack, first_order
+from wasserstein_adv.attacks.first_order import FirstOrderAttack, FirstOrderOptions, first_order
 from wasserstein_adv.attacks.methods import linf_unit, pgd
 from wasserstein_adv.attacks.schedules import growing
 from wasserstein_adv.attacks.sets import FeasibleSet, noise
@@ -45,7 +45,9 @@ def flow_ball(*, tolerance: float = 0.1, max_iterations: int = 200) -> FeasibleS
         yes, none = jnp.ones((), bool), jnp.zeros((), jnp.int32)
         return x, FlowEvidence(state, x, nothing, nothing, yes, none)
 
-    def project(x, u, stepped, radius, memory: FlowEvidence):
+    def project(
+        x: Array, u: Array, stepped: Array, radius: Array, memory: FlowEvidence
+    ) -> tuple[Array, FlowEvidence]:
         found = flow_projection(
             x, stepped, radius, memory.state, tolerance=tolerance, max_iterations=max_iterations
         )
@@ -54,7 +56,7 @@ def flow_ball(*, tolerance: float = 0.1, max_iterations: int = 200) -> FeasibleS
         )
         return found.point, evidence
 
-    def random(key, x, radius):
+    def random(key: PRNGKeyArray, x: Array, radius: Array) -> tuple[Array, FlowEvidence]:
         u, memory = init(x)
         return project(x, u, x + noise(key, x), radius, memory)
 
@@ -81,7 +83,9 @@ MNIST = FlowProtocol()
 
 
 def flow(
-    grid_size: tuple[int, int], protocol: FlowProtocol = MNIST, **first_order_options
+    grid_size: tuple[int, int],
+    protocol: FlowProtocol = MNIST,
+    **first_order_options: Unpack[FirstOrderOptions],
 ) -> FirstOrderAttack:
     """Gradient steps projected on the flow ball, which grows until the image is fooled.
 

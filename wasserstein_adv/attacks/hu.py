@@ -1,8 +1,8 @@
 """The capped projected Sinkhorn attack of Hu, Swaminathan, Salman and Yang (2020)."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
-from wasserstein_adv.attacks.first_order import FirstOrderAttack, first_order
+from wasserstein_adv.attacks.first_order import FirstOrderAttack, FirstOrderOptions, first_order
 from wasserstein_adv.attacks.methods import linf_unit, pgd
 from wasserstein_adv.attacks.schedules import linear
 from wasserstein_adv.attacks.sets import capped_ball
@@ -36,7 +36,9 @@ CIFAR10 = HuProtocol(increment=0.001, steps=400, step_size=0.02, reg=3000.0)
 
 
 def hu(
-    grid_size: tuple[int, int], protocol: HuProtocol = MNIST, **first_order_options
+    grid_size: tuple[int, int],
+    protocol: HuProtocol = MNIST,
+    **first_order_options: Unpack[FirstOrderOptions],
 ) -> FirstOrderAttack:
     """Gradient steps projected on a capped Wasserstein ball that grows until the image is fooled.
 

@@ -82,11 +82,13 @@ def wasserstein_ball(
     """
     nearest = _sinkhorn(geometry, reg, None, tolerance, max_iterations)
 
-    def project(x, u, stepped, radius, memory: BallEvidence):
+    def project(
+        x: Array, u: Array, stepped: Array, radius: Array, memory: BallEvidence
+    ) -> tuple[Array, BallEvidence]:
         evidence = nearest(x, stepped, radius, memory)
         return jnp.clip(evidence.point, 0.0, 1.0), evidence
 
-    def random(key, x, radius):
+    def random(key: PRNGKeyArray, x: Array, radius: Array) -> tuple[Array, BallEvidence]:
         return project(x, x, x + noise(key, x), radius, _unmoved(x))
 
     return FeasibleSet(
@@ -116,19 +118,21 @@ def capped_ball(
     """
     nearest = _sinkhorn(geometry, reg, 1.0, tolerance, max_iterations)
 
-    def decode(x, u):
+    def decode(x: Array, u: Array) -> Array:
         image = u * _mass(x)
         # What rounding puts above white, taken off without an effect on the gradient.
         return image + jax.lax.stop_gradient(jnp.minimum(image, 1.0) - image)
 
-    def project(x, u, stepped, radius, memory: BallEvidence):
+    def project(
+        x: Array, u: Array, stepped: Array, radius: Array, memory: BallEvidence
+    ) -> tuple[Array, BallEvidence]:
         evidence = nearest(x, stepped * _mass(x), radius, memory)
         return evidence.point / _mass(x), evidence
 
-    def init(x):
+    def init(x: Array) -> tuple[Array, BallEvidence]:
         return x / _mass(x), _unmoved(x)
 
-    def random(key, x, radius):
+    def random(key: PRNGKeyArray, x: Array, radius: Array) -> tuple[Array, BallEvidence]:
         u, memory = init(x)
         return project(x, u, u + noise(key, x) / _mass(x), radius, memory)
 
@@ -145,7 +149,7 @@ def _sinkhorn(
     """(x, w, radius, memory) ↦ the projection of w, started from the duals of the one before."""
     check_positive("reg", reg)
 
-    def nearest(x, w, radius, memory: BallEvidence) -> BallEvidence:
+    def nearest(x: Array, w: Array, radius: Array, memory: BallEvidence) -> BallEvidence:
         found = projected_sinkhorn(
             geometry, x, w, radius, reg, memory.duals,
             cap=cap, tolerance=tolerance, max_iterations=max_iterations,
@@ -175,10 +179,12 @@ def _unmoved(x: Array) -> BallEvidence:
 def linf_ball() -> FeasibleSet:
     """Images within max|z − x| ≤ radius, in [0, 1]: the classical set, for comparison."""
 
-    def project(x, u, stepped, radius, memory):
+    def project(
+        x: Array, u: Array, stepped: Array, radius: Array, memory: Memory
+    ) -> tuple[Array, Memory]:
         return jnp.clip(jnp.clip(stepped, x - radius, x + radius), 0.0, 1.0), memory
 
-    def random(key, x, radius):
+    def random(key: PRNGKeyArray, x: Array, radius: Array) -> tuple[Array, Memory]:
         return jnp.clip(x + radius * noise(key, x), 0.0, 1.0), ()
 
     return FeasibleSet(

@@ -1,14 +1,14 @@
 """The unbalanced-transport attack: gradient steps, each drawn back by `unbalanced_sinkhorn`."""
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from ott.geometry import geometry as ott_geometry
 
-from wasserstein_adv.attacks.first_order import FirstOrderAttack, first_order
+from wasserstein_adv.attacks.first_order import FirstOrderAttack, FirstOrderOptions, first_order
 from wasserstein_adv.attacks.keep import last
 from wasserstein_adv.attacks.methods import l2_unit, pgd, sign
 from wasserstein_adv.attacks.schedules import constant
@@ -76,7 +76,9 @@ def unbalanced_neighbourhood(
         yes, none = jnp.ones((), bool), jnp.zeros((), jnp.int32)
         return x, UnbalancedEvidence(x, nothing, nothing, nothing, nothing, yes, none)
 
-    def project(x, u, stepped, radius, memory):
+    def project(
+        x: Array, u: Array, stepped: Array, radius: Array, memory: UnbalancedEvidence
+    ) -> tuple[Array, UnbalancedEvidence]:
         found = unbalanced_sinkhorn(
             geometry, x, stepped, eta, tau, gamma,
             rule=rule, tolerance=tolerance, max_iterations=max_iterations,
@@ -87,7 +89,7 @@ def unbalanced_neighbourhood(
         )  # fmt: skip
         return jnp.clip(found.point, 0.0, 1.0), evidence
 
-    def random(key, x, radius):
+    def random(key: PRNGKeyArray, x: Array, radius: Array) -> tuple[Array, UnbalancedEvidence]:
         u, memory = init(x)
         away = jax.random.uniform(key, x.shape, x.dtype, -noise, noise)
         return project(x, u, x + away, radius, memory)
@@ -133,7 +135,9 @@ TRANSPORT = UnbalancedProtocol(step_size=0.05, iterations=100, tau=0.3, scale=0.
 
 
 def unbalanced(
-    grid_size: tuple[int, int], protocol: UnbalancedProtocol = PAPER, **first_order_options
+    grid_size: tuple[int, int],
+    protocol: UnbalancedProtocol = PAPER,
+    **first_order_options: Unpack[FirstOrderOptions],
 ) -> FirstOrderAttack:
     """Gradient steps drawn back by unbalanced transport, under a protocol of the paper.
 
@@ -161,6 +165,7 @@ def unbalanced(
         raise InputError(f"iterations must be 1 or more, got {protocol.iterations}")
     row, col = unit_square(*grid_size)
     unit = (protocol.scale * row, protocol.scale * col)
+    geometry: ott_geometry.Geometry
     if protocol.p == 1:
         geometry = separable_grid(grid_size, 1.0, unit)
     else:
@@ -172,10 +177,11 @@ def unbalanced(
         rule=rules[protocol.variant](), max_iterations=protocol.iterations,
         noise=protocol.step_size * spread,
     )  # fmt: skip
+    options: FirstOrderOptions = {"keep": last(), **first_order_options}
     return first_order(
         neighbourhood,
         pgd(methods[protocol.norm](protocol.step_size)),
         radius=constant(protocol.radius),
         steps=protocol.steps,
-        **{"keep": last(), **first_order_options},
+        **options,
     )

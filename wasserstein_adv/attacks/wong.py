@@ -1,8 +1,8 @@
 """The projected Sinkhorn attack of Wong, Schmidt and Kolter (2019), with its protocols."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
-from wasserstein_adv.attacks.first_order import FirstOrderAttack, first_order
+from wasserstein_adv.attacks.first_order import FirstOrderAttack, FirstOrderOptions, first_order
 from wasserstein_adv.attacks.methods import pgd, sign
 from wasserstein_adv.attacks.schedules import growing
 from wasserstein_adv.attacks.sets import wasserstein_ball
@@ -51,7 +51,7 @@ def wong(
     protocol: WongProtocol = MNIST,
     *,
     max_iterations: int = 300,
-    **first_order_options,
+    **first_order_options: Unpack[FirstOrderOptions],
 ) -> FirstOrderAttack:
     """Signed gradient steps projected on a Wasserstein ball that grows until the image is fooled.
 

@@ -6,14 +6,13 @@ brighter than white, and the classifier is shown a clamped one; the image that c
 nearest coupling under which no pixel is.
 """
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from wasserstein_adv.attacks.first_order import FirstOrderAttack, first_order
+from wasserstein_adv.attacks.first_order import FirstOrderAttack, FirstOrderOptions, first_order
 from wasserstein_adv.attacks.methods import Method, frank_wolfe, linf_unit, pgd
 from wasserstein_adv.attacks.schedules import constant
 from wasserstein_adv.attacks.sets import FeasibleSet
@@ -75,12 +74,14 @@ def couplings(
         evidence = CouplingEvidence(nothing, duals, x, nothing, yes, none)
         return diagonal_plan(geometry, x), evidence
 
-    def decode(x, u):
+    def decode(x: Array, u: Array) -> Array:
         image = column_sums(geometry, u)
         # `minimum` would halve the gradient of a pixel that is just white.
         return jnp.where(image > 1.0, 1.0, image)
 
-    def project(x, u, stepped, radius, memory: CouplingEvidence):
+    def project(
+        x: Array, u: Array, stepped: Array, radius: Array, memory: CouplingEvidence
+    ) -> tuple[Array, CouplingEvidence]:
         start = CouplingDuals(memory.psi, jnp.zeros_like(x))
         found = dual_projection(geometry, x, stepped, radius, start, tolerance=tolerance)
         return found.plan, memory._replace(
@@ -88,14 +89,16 @@ def couplings(
             converged=found.converged, iterations=found.iterations,
         )  # fmt: skip
 
-    def lmo(x, u, gradient, radius, memory: CouplingEvidence):
+    def lmo(
+        x: Array, u: Array, gradient: Array, radius: Array, memory: CouplingEvidence
+    ) -> tuple[Array, CouplingEvidence]:
         # A pixel that stays in place arrives where it was: its tap has the image's gradient.
         home = diagonal_plan(geometry, jnp.ones_like(x))
         y = -jnp.sum(home * gradient, axis=0)
         steepest = jnp.max(jnp.abs(y))
         y = y / jnp.where(steepest > 0, steepest, 1.0)
         found = linear_oracle(geometry, x, y, radius, reg, memory.psi, tolerance=tolerance)
-        plan = sum(
+        plan: Any = sum(
             share * _split(geometry, x, found.reg * y, found.reg * price)
             for price, share in zip(found.prices, found.shares, strict=True)
         )
@@ -103,7 +106,9 @@ def couplings(
             psi=found.psi, converged=found.converged, iterations=found.iterations
         )
 
-    def finish(x, u, radius, memory: CouplingEvidence):
+    def finish(
+        x: Array, u: Array, radius: Array, memory: CouplingEvidence
+    ) -> tuple[Array, CouplingEvidence]:
         # The clean image's radius is 0, and nothing has moved yet.
         moved = radius > 0
         found = dual_projection(
@@ -116,7 +121,7 @@ def couplings(
             converged=memory.converged & (found.converged | ~moved), iterations=found.iterations,
         )  # fmt: skip
 
-    def random(key, x, radius):
+    def random(key: PRNGKeyArray, x: Array, radius: Array) -> tuple[Array, CouplingEvidence]:
         u, memory = init(x)
         return project(x, u, u + jax.random.uniform(key, u.shape, u.dtype), radius, memory)
 
@@ -179,7 +184,7 @@ FRANK_WOLFE_CIFAR10 = FrankWolfeProtocol(radius=0.005)
 def wu_projection(
     grid_size: tuple[int, int],
     protocol: ProjectionProtocol = PROJECTION_MNIST,
-    **first_order_options,
+    **first_order_options: Unpack[FirstOrderOptions],
 ) -> FirstOrderAttack:
     """Gradient steps of the coupling with its Euclidean projection, "PGD with dual projection".
 
@@ -200,7 +205,7 @@ def wu_projection(
 def wu_frank_wolfe(
     grid_size: tuple[int, int],
     protocol: FrankWolfeProtocol = FRANK_WOLFE_MNIST,
-    **first_order_options,
+    **first_order_options: Unpack[FirstOrderOptions],
 ) -> FirstOrderAttack:
     """Frank-Wolfe steps of the coupling with the entropic oracle, "Frank-Wolfe with dual LMO".
 
@@ -224,7 +229,7 @@ def _within(
     feasible: FeasibleSet,
     method: Method,
     protocol: ProjectionProtocol | FrankWolfeProtocol,
-    options: Mapping[str, Any],
+    options: FirstOrderOptions,
 ) -> FirstOrderAttack:
     check_positive("radius", protocol.radius)
     radius = constant(protocol.radius)

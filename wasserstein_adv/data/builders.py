@@ -23,7 +23,9 @@ class _LocalInfo(tfds.core.DatasetInfo):
         """Do nothing; TFDS's own leaves an empty temporary folder behind each time."""
 
 
-class PublishedBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
+class PublishedBuilder(  # type: ignore[call-arg]  # TFDS is not typed
+    tfds.core.ShardBasedBuilder, skip_registration=True
+):
     """Writes a published dataset: `image`, uint8 as PNG, and `label`, in the published order.
 
     TFDS's more usual base class sorts the examples, for which it holds them all in memory.

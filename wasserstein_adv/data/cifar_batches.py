@@ -2,8 +2,8 @@
 
 import io
 import pickle
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -81,14 +81,14 @@ def read_cifar100_binary(tree: Tree) -> Published:
     return _read(tree, CIFAR100, _binary(CIFAR100_FILES), lambda file: _read_binary(file, 2))
 
 
-def _binary(files: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+def _binary(files: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     return {split: tuple(f"{name}.bin" for name in names) for split, names in files.items()}
 
 
 def _read(
     tree: Tree,
     classes: tuple[str, ...],
-    files: dict[str, tuple[str, ...]],
+    files: Mapping[str, tuple[str, ...]],
     read: Callable[[File], Batch],
 ) -> Published:
     def read_checked(name: str) -> Batch:
@@ -149,7 +149,7 @@ def _pixels(data: Any) -> UInt8[np.ndarray, "n 3072"] | None:
     match data:
         case _Array(state=(_, (int(count), int(width)), _Dtype(code=b"u1"), by_column, bytes(raw))):
             if width == PIXELS and len(raw) == count * width:
-                order = "F" if by_column else "C"
+                order: Literal["F", "C"] = "F" if by_column else "C"
                 return np.frombuffer(raw, np.uint8).reshape((count, width), order=order)
     return None
 

@@ -139,7 +139,7 @@ def _walk(folder: Path, inside: str = "", depth: int = _DEPTH) -> Iterator[tuple
 def _archived(path: Path, stack: contextlib.ExitStack) -> dict[str, File]:
     """The files in an archive, which `stack` closes."""
     try:
-        file = stack.enter_context(path.open("rb"))
+        file: IO[bytes] = stack.enter_context(path.open("rb"))
         start = file.read(4)
         file.seek(0)
         if start.startswith(_ZIP_MAGIC):
@@ -165,7 +165,7 @@ def _unpacked(packed: IO[bytes], stack: contextlib.ExitStack) -> IO[bytes]:
 
 
 def _tarred(path: Path, tar: tarfile.TarFile) -> dict[str, File]:
-    members = {
+    members: dict[str, File] = {
         name: _Member(f"{path}/{name}", functools.partial(_read_member, tar, member))
         for member in tar
         if member.isreg() and (name := _inside(member.name))
@@ -178,7 +178,7 @@ def _tarred(path: Path, tar: tarfile.TarFile) -> dict[str, File]:
 
 
 def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    return tar.extractfile(member).read()
+    return tar.extractfile(member).read()  # type: ignore[union-attr]  # a regular file
 
 
 def _zipped(path: Path, archive: zipfile.ZipFile) -> dict[str, File]:

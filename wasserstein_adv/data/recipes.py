@@ -74,7 +74,7 @@ def _idx(name: str, classes: tuple[str, ...]) -> Layout:
 
 
 def _batches(
-    files: dict[str, tuple[str, ...]],
+    files: Mapping[str, tuple[str, ...]],
     suffix: str,
     read: Callable[[Tree], Published],
 ) -> Layout:

@@ -37,7 +37,7 @@ class Defense(NamedTuple):
 def plain() -> Defense:
     """No defence: min E CE(Φ(x), y), Φ the logits."""
 
-    def views(keys, logits_fn, x, y) -> Views:
+    def views(keys: Key[Array, "n"], logits_fn: LogitsFn, x: Array, y: Array) -> Views:
         del keys, logits_fn, y
         return {CLEAN: x}
 
@@ -55,7 +55,7 @@ def adversarial_training(attack: FirstOrderAttack) -> Defense:
       attack: how z is found, on the network as it stands.
     """
 
-    def views(keys, logits_fn, x, y) -> Views:
+    def views(keys: Key[Array, "n"], logits_fn: LogitsFn, x: Array, y: Array) -> Views:
         return {ADVERSARIAL: attack(keys, logits_fn, x, y).image}
 
     return Defense(views, lambda logits, y: _cross_entropy(logits[ADVERSARIAL], y))
@@ -76,7 +76,7 @@ def consistency(attack: FirstOrderAttack, weight: float = 0.9, noise: float = 0.
       noise: standard deviation of the noise, in intensities.
     """
 
-    def views(keys, logits_fn, x, y) -> Views:
+    def views(keys: Key[Array, "n"], logits_fn: LogitsFn, x: Array, y: Array) -> Views:
         noise_keys, attack_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         draw = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))
         noisy = jnp.clip(x + noise * draw(noise_keys), 0.0, 1.0)

@@ -26,11 +26,11 @@ def batch_last(function: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @custom_vmap
-    def batched(shared, *args):
+    def batched(shared: Any, *args: Any) -> Any:
         return function(shared, *args)
 
     @batched.def_vmap
-    def _(size, in_batched, shared, *args):
+    def _(size: int, in_batched: Any, shared: Any, *args: Any) -> tuple[Any, Any]:
         if any(jax.tree.leaves(in_batched[0])):
             return _batch_first(function, in_batched, (shared, *args))
 
@@ -46,7 +46,9 @@ def batch_last(function: Callable[..., Any]) -> Callable[..., Any]:
     return batched
 
 
-def _batch_first(function: Callable, in_batched: Any, args: tuple) -> tuple[Any, Any]:
+def _batch_first(
+    function: Callable[..., Any], in_batched: Any, args: tuple[Any, ...]
+) -> tuple[Any, Any]:
     """`function` under an ordinary vmap: what the rule of `batch_last` returns."""
     leaves, structure = jax.tree.flatten(args)
     axes = [0 if is_batched else None for is_batched in jax.tree.leaves(in_batched)]

@@ -47,7 +47,7 @@ def best_destination(
 
 
 @best_destination.register
-def _(geometry: ott_grid.Grid, y: Array, psi: Array):
+def _(geometry: ott_grid.Grid, y: Array, psi: Array) -> Choice:
     rows, cols = (g.cost_matrix.astype(y.dtype) for g in geometry.geometries)
     # Within each row the best column, [j_row, i_col], then over rows, [i_row, i_col].
     inner = _score(y[:, None, :], cols, psi)
@@ -61,7 +61,7 @@ def _(geometry: ott_grid.Grid, y: Array, psi: Array):
 
 
 @best_destination.register
-def _(geometry: LocalGrid, y: Array, psi: Array):
+def _(geometry: LocalGrid, y: Array, psi: Array) -> Choice:
     here = jnp.arange(y.size).reshape(y.shape)
     best = Choice(y, jnp.zeros_like(y), here)
     # From cheap to dear, so that of equal scores the cheapest stays.

@@ -1,5 +1,7 @@
 """Dense and separable geometries over the pixels of an image."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from ott.geometry import costs as ott_costs
@@ -16,7 +18,7 @@ def local_grid(
     cost: Cost,
     window: int = 5,
     unit: float | tuple[float, float] = 1.0,
-    **kwargs,
+    **kwargs: Any,
 ) -> LocalGrid:
     """Transport inside a k×k window at a ground cost: `LocalGrid` with `window_cost`.
 
@@ -38,7 +40,7 @@ def dense_grid(
     cost: Cost,
     window: int | None = None,
     unit: float | tuple[float, float] = 1.0,
-    **kwargs,
+    **kwargs: Any,
 ) -> geometry.Geometry:
     """Every pixel to every pixel: a dense (H·W)² cost matrix. For small images and comparisons.
 
@@ -62,7 +64,7 @@ def separable_grid(
     grid_size: tuple[int, int],
     p: float = 1.0,
     unit: float | tuple[float, float] = 1.0,
-    **kwargs,
+    **kwargs: Any,
 ) -> grid.Grid:
     """Every pixel to every pixel at |Δrow|^p + |Δcol|^p: OTT's `Grid`, one axis at a time.
 

@@ -1,7 +1,7 @@
 """Transport inside a k×k window around every pixel, applied as a stencil."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -52,8 +52,8 @@ class LocalGrid(geometry.Geometry):
         grid_size: tuple[int, int],
         window: np.ndarray,
         epsilon: float | epsilon_scheduler.Epsilon | None = None,
-        relative_epsilon: str | None = None,
-    ):
+        relative_epsilon: Literal["mean", "std"] | None = None,
+    ) -> None:
         super().__init__(epsilon=epsilon, relative_epsilon=relative_epsilon)
         if len(grid_size) != 2 or min(grid_size) < 1:
             raise InputError(f"grid_size must be two positive integers, got {grid_size}")
@@ -197,13 +197,13 @@ class LocalGrid(geometry.Geometry):
 
         return product(arr) if arr.ndim == 1 else jax.vmap(product, in_axes=1, out_axes=1)(arr)
 
-    def tree_flatten(self) -> tuple[tuple, dict]:
+    def tree_flatten(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """ε is a leaf; the grid and the window are static."""
         static = _Static(self.grid_size, self.window, self._relative_epsilon)
         return (self._epsilon_init,), {"static": static}
 
     @classmethod
-    def tree_unflatten(cls, aux_data: dict, children: tuple) -> "LocalGrid":
+    def tree_unflatten(cls, aux_data: dict[str, Any], children: tuple[Any, ...]) -> "LocalGrid":
         """Inverse of `tree_flatten`."""
         static = aux_data["static"]
         new = cls.__new__(cls)
@@ -218,8 +218,11 @@ class _Static:
     """The static part of a `LocalGrid`, compared by value: equal grids share compilations."""
 
     def __init__(
-        self, grid_size: tuple[int, int], window: np.ndarray, relative_epsilon: str | None
-    ):
+        self,
+        grid_size: tuple[int, int],
+        window: np.ndarray,
+        relative_epsilon: Literal["mean", "std"] | None,
+    ) -> None:
         self.grid_size, self.window, self.relative_epsilon = grid_size, window, relative_epsilon
         self._key = (grid_size, window.shape, window.tobytes(), relative_epsilon)
 

@@ -80,7 +80,9 @@ def push_forward(
 
 
 @log_kernel.register
-def _(geometry: ott_grid.Grid, h: Float[Array, "h w"], psi: Float[Array, ""], axis: int = 1):
+def _(
+    geometry: ott_grid.Grid, h: Float[Array, "h w"], psi: Float[Array, ""], axis: int = 1
+) -> LogKernel:
     inner, outer = _grid_blocks(geometry, h, psi, axis)
     # The cost is the sum of both axes' parts: means add, and the variance of the whole is the mean
     # of the inner variances plus the variance of the inner means.
@@ -90,14 +92,16 @@ def _(geometry: ott_grid.Grid, h: Float[Array, "h w"], psi: Float[Array, ""], ax
 
 
 @push_forward.register
-def _(geometry: ott_grid.Grid, x: Array, h: Array, psi: Array):
+def _(geometry: ott_grid.Grid, x: Array, h: Array, psi: Array) -> Array:
     inner, outer = _grid_blocks(geometry, h, psi, axis=1)
     moved_rows = jnp.einsum("ij,ijk->kj", x, outer.split(over=2))
     return jnp.einsum("kj,kjl->kl", moved_rows, inner.split(over=2))
 
 
 @log_kernel.register
-def _(geometry: LocalGrid, h: Float[Array, "h w"], psi: Float[Array, ""], axis: int = 1):
+def _(
+    geometry: LocalGrid, h: Float[Array, "h w"], psi: Float[Array, ""], axis: int = 1
+) -> LogKernel:
     top, weight_of = _tap_weights(geometry, h, psi, axis)
     total, first = _sum_taps(geometry, lambda tap: _weighted(weight_of(tap), tap.cost), h, axis)
     mean = first * safe_inverse(total)
@@ -108,7 +112,7 @@ def _(geometry: LocalGrid, h: Float[Array, "h w"], psi: Float[Array, ""], axis: 
 
 
 @push_forward.register
-def _(geometry: LocalGrid, x: Array, h: Array, psi: Array):
+def _(geometry: LocalGrid, x: Array, h: Array, psi: Array) -> Array:
     _, weight_of = _tap_weights(geometry, h, psi, axis=1)
     (total,) = _sum_taps(geometry, lambda tap: (weight_of(tap),), h, axis=1)
     share = x * safe_inverse(total)

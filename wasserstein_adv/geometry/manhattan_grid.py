@@ -40,7 +40,9 @@ class ManhattanGrid(grid.Grid):
 
 
 @log_kernel.register
-def _(geometry: ManhattanGrid, h: Float[Array, "h w"], psi: Float[Array, ""], axis: int = 1):
+def _(
+    geometry: ManhattanGrid, h: Float[Array, "h w"], psi: Float[Array, ""], axis: int = 1
+) -> LogKernel:
     del axis  # the cost is symmetric
     psi = jnp.asarray(psi, h.dtype)
     gaps = geometry.gaps(h.dtype)

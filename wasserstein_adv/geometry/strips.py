@@ -171,4 +171,6 @@ def _by_cost(
 def _moment(sums: list[tuple[float, Array, Array]], power: int) -> Array:
     """Σ over the costs c of c^power exp(−ψc) times the neighbours' sum."""
     # Weights are multiplied first, so that XLA shares the sums and fuses the rest.
-    return sum((cost**power * weight) * value for cost, weight, value in sums)
+    return sum(  # type: ignore[return-value]  # there is a cost, that of staying
+        (cost**power * weight) * value for cost, weight, value in sums
+    )

@@ -81,6 +81,6 @@ def accuracy_at(radii: ArrayLike, at: ArrayLike, confidence: float = 0.95) -> Ac
         if not np.all(values >= 0):  # NaN fails too
             raise InputError(f"{name} must be non-negative and not NaN")
     counts = (radii > at[..., None]).sum(-1)
-    ends = [wilson_interval(k, radii.size, confidence) for k in counts.ravel()]
+    ends = [wilson_interval(int(k), radii.size, confidence) for k in counts.ravel()]
     low, high = np.array(ends).reshape(-1, 2).T
     return Accuracy(at, counts / radii.size, low.reshape(counts.shape), high.reshape(counts.shape))

@@ -6,6 +6,7 @@ been checked against the marginals and its dual potentials against weak duality,
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -47,7 +48,7 @@ class TransportDistance(NamedTuple):
             to `ROUNDING` it is charged; above, the distance is inf. 1 where one side is blank.
     """
 
-    total: NDArray[np.float64]
+    total: NDArray[np.float64] | np.float64
     channels: NDArray[np.float64]
     mass_ratio: NDArray[np.float64]
     channel_mass_ratios: NDArray[np.float64]
@@ -122,14 +123,12 @@ def exact_distances(
     ground = _prepare(cost, window, x.shape[1:3])
     done: list[TransportDistance] = []
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        for distance in pool.map(
-            lambda pair: _image_distance(*pair, ground), zip(x, z, strict=True)
-        ):
+        for distance in pool.map(functools.partial(_image_distance, ground=ground), x, z):
             done.append(distance)
             if progress is not None:
                 progress(len(done))
     channels = (len(done), x.shape[3])
-    shapes = TransportDistance((len(done),), channels, (len(done),), channels, channels)
+    shapes = ((len(done),), channels, (len(done),), channels, channels)
     # reshape, because stacking no images loses the channel axis
     return TransportDistance(
         *(np.asarray([d[f] for d in done], float).reshape(s) for f, s in enumerate(shapes))

@@ -20,7 +20,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -254,7 +254,7 @@ class _Storages:
             # A byte other than 0 and 1 would make an invalid boolean.
             elements[:] = np.frombuffer(raw, np.uint8) != 0
         else:
-            mark = "<" if order == "little" else ">"
+            mark: Literal["<", ">"] = "<" if order == "little" else ">"
             elements[:] = np.frombuffer(raw, elements.dtype.newbyteorder(mark))
 
 
@@ -269,7 +269,7 @@ def _is_naturals(value: object) -> bool:
     return type(value) is tuple and all(_is_natural(v) for v in value)
 
 
-def _ordered_dict(*arguments: Any) -> OrderedDict:
+def _ordered_dict(*arguments: Any) -> OrderedDict[Any, Any]:
     """Stand in for `OrderedDict()` and, from Python 2, `OrderedDict([[key, value], ...])`."""
     if not arguments:
         return OrderedDict()
@@ -460,7 +460,7 @@ class _Machine:
         target = self.stack[-1]
         if type(target) is not OrderedDict or type(state) is not dict or [*state] != ["_metadata"]:
             raise _RefusedError("its pickle sets attributes other than a state dict's _metadata")
-        target._metadata = state["_metadata"]
+        target._metadata = state["_metadata"]  # type: ignore[attr-defined]  # as PyTorch has it
 
     def load_storage(self) -> None:
         """Replace a reference to a storage by the storage.

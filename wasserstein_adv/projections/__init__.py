@@ -15,6 +15,7 @@ from wasserstein_adv.projections.flow_projection import (
     divergence,
     flow_projection,
 )
+from wasserstein_adv.projections.kernel import alpha_step
 from wasserstein_adv.projections.linear_oracle import (
     LinearMaximum,
     linear_oracle,
@@ -23,7 +24,6 @@ from wasserstein_adv.projections.linear_oracle import (
 from wasserstein_adv.projections.projected_sinkhorn import (
     Duals,
     Projection,
-    alpha_step,
     beta_step,
     block_ascent,
     dual_objective,

@@ -275,7 +275,8 @@ def _solve(
         found = solve_multiplier(spending, radius, duals.budget, unit, tolerance=accuracy)
         excess = (found.cost - radius) / radius
         gap = jnp.where(found.value > 0, jnp.abs(excess), jnp.maximum(excess, 0.0))
-        return _Spent(found.value, *found.extra, gap, found.converged, found.iterations)
+        columns, degree = found.extra
+        return _Spent(found.value, columns, degree, gap, found.converged, found.iterations)
 
     if cap is None:
         spent = spend(CouplingDuals(duals.budget, jnp.zeros_like(x)))
@@ -285,7 +286,9 @@ def _solve(
         top = _ascend(spend, duals, cap, mass, 0.5 * tolerance, max_iterations)
         duals, residual, met, iterations = top.duals, top.misfit + top.gap, top.met, top.iteration
 
-    def finish(_: tuple, problem: _Problem, duals: CouplingDuals, met: Array) -> tuple[Array, ...]:
+    def finish(
+        _: tuple[()], problem: _Problem, duals: CouplingDuals, met: Array
+    ) -> tuple[Array, ...]:
         return _feasible(window, problem, duals, met, cap)
 
     plan, point, cost = batch_last(finish)((), problem, duals, met)
@@ -345,7 +348,7 @@ def _ascend(
 def _window(geometry: LocalGrid) -> _Window:
     taps = [(cost, *move) for cost, moves in geometry.taps(axis=1) for move in moves]
     move = np.array([tap[1:] for tap in taps])
-    pixels = np.stack(np.indices(geometry.grid_size), -1)
+    pixels = np.stack([*np.indices(geometry.grid_size)], -1)
     to = pixels + move[:, None, None, :]
     inside = ((to >= 0) & (to < geometry.grid_size)).all(-1)
     home = int(np.flatnonzero((move == 0).all(1))[0])
@@ -433,7 +436,9 @@ def _rows(window: _Window, problem: _Problem, duals: CouplingDuals) -> _Rows:
     theta = _thresholds(x, scores, best)
     wide = jnp.zeros_like(padded)
 
-    def collect(sums: tuple, tap: tuple[Array, Array, Array]) -> tuple[tuple, Array]:
+    Sums = tuple[Array, Array, Array, Array, Array, Array]
+
+    def collect(sums: Sums, tap: tuple[Array, Array, Array]) -> tuple[Sums, Array]:
         spent, count, first, second, columns, degree = sums
         score, cost, move = tap
         sent = jnp.maximum(score - best - theta, 0.0)

@@ -192,8 +192,8 @@ def _laplacian_filter(transforms: tuple[Array, Array], r: Array, shift: float) -
         return 2.0 - 2.0 * np.cos(np.pi * np.arange(n) / n)
 
     total = shift + eigenvalues(len(rows))[:, None] + eigenvalues(len(cols))
-    inverse = np.where(total > 0, 1.0 / np.where(total > 0, total, 1.0), 0.0)
-    inverse = jnp.asarray(inverse, r.dtype).reshape(*total.shape, *(1,) * (r.ndim - 2))
+    inverses = np.where(total > 0, 1.0 / np.where(total > 0, total, 1.0), 0.0)
+    inverse = jnp.asarray(inverses, r.dtype).reshape(*total.shape, *(1,) * (r.ndim - 2))
     there = exact("ij,jk...->ik...", rows, exact("kl,jl...->jk...", cols, r))
     return exact("ji,jk...->ik...", rows, exact("lk,jl...->jk...", cols, there * inverse))
 

@@ -53,7 +53,7 @@ def log_domain(geometry: ott_geometry.Geometry) -> Kernel:
 
     def log(h: Array, psi: Array, axis: int) -> LogKernel:
         apply = functools.partial(log_kernel, geometry, psi=psi, axis=axis)
-        return jax.vmap(apply, in_axes=-1, out_axes=LogKernel(-1, -1, -1, 0))(h)
+        return jax.vmap(apply, in_axes=-1, out_axes=LogKernel(-1, -1, -1, 0))(h)  # type: ignore[arg-type]  # numbers of axes
 
     def push(x: Array, h: Array, psi: Array) -> Array:
         apply = functools.partial(push_forward, geometry, psi=psi)
@@ -113,7 +113,7 @@ def check_stopping(tolerance: float, max_iterations: int) -> None:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def refuse_gradients(name: str, solve: Callable, *args: Any) -> Any:
+def refuse_gradients(name: str, solve: Callable[..., Any], *args: Any) -> Any:
     """`solve(*args)`, an error with `name` where its derivative is asked for."""
     del name
     return solve(*args)

@@ -26,7 +26,7 @@ left to find, and one search finds it.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -223,7 +223,7 @@ def _solve(
         most = jnp.sum(share * (jnp.max(unit_y, axis=(0, 1)) - unit_y))
         rise = jnp.minimum(rise, most)
     prices, shares, cost = _mixture(radius, search)
-    moved = sum(s * _push(plans, share, p) for p, s in zip(prices, shares, strict=True))
+    moved: Any = sum(s * _push(plans, share, p) for p, s in zip(prices, shares, strict=True))
     at_rest, attained = dots([share, moved], unit_y)
     base = jnp.sum(shift * channel_mass)
     return LinearMaximum(

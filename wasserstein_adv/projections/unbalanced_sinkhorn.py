@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 from ott.geometry import geometry as ott_geometry
 
@@ -507,7 +508,9 @@ def unbalanced_sinkhorn(
     return found._replace(point=found.point.reshape(x.shape), duals=UnbalancedDuals(alpha, beta))
 
 
-def _problem(x: Array, w: Array, eta, tau, gamma) -> UnbalancedProblem:
+def _problem(
+    x: Array, w: Array, eta: ArrayLike, tau: ArrayLike, gamma: ArrayLike
+) -> UnbalancedProblem:
     dtype = jnp.result_type(x, w, jnp.float32)
     x, w, eta, tau, gamma = (jnp.asarray(a, dtype) for a in (x, w, eta, tau, gamma))
     x, w = x.reshape(-1), w.reshape(-1)
