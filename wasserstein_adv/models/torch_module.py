@@ -156,7 +156,8 @@ def _classes(
     if not both.requires_grad:
         raise InputError("module passes no gradient to its images: is there a no_grad or detach?")
     try:
-        torch.autograd.grad(both.sum(), probe)
+        with torch.enable_grad():
+            torch.autograd.grad(both.sum(), probe)
     except Exception as error:
         raise InputError(f"module fails in its gradient: {_one_line(error)}") from error
     moved, largest = (both[:1] - one).abs().max().item(), both.abs().max().item()
