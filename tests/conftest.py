@@ -1,7 +1,12 @@
-"""Fixtures that tests of several subpackages share."""
+"""What all tests share: one store of compiled programs, memory handed back, fixtures."""
 
+import ctypes
+import gc
 import os
+import shutil
 import socket
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +16,34 @@ from hypothesis import settings
 # The same examples in every run.
 settings.register_profile("seeded", derandomize=True)
 settings.load_profile("seeded")
+
+
+def pytest_configure(config):
+    """The workers, and the programs that tests start, share what any of them compiled: in a new
+    folder for each run, as a program of another run must not hide that one no longer compiles."""
+    if hasattr(config, "workerinput"):
+        return  # a worker has the variables of the process that started it
+    folder = tempfile.mkdtemp(prefix="compiled-")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+
+def pytest_collection_modifyitems(items):
+    """What takes long begins first, so that no worker is left alone with it at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_of_one_file():
+    """Hands back the memory of each file's programs: of all files' it is several gigabytes."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
+        if sys.platform == "linux":  # glibc keeps what compiling has freed
+            getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: None)(0)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.long
 TESTS = Path(__file__).parent
 
 # In a process of its own: the checks must be switched on before anything imports the library.

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from plainly import FLAGS
 
+pytestmark = pytest.mark.long
 PROGRAM = Path(__file__).parent / "train_together.py"
 
 
 def begin(out: Path, devices: int, *process: int) -> subprocess.Popen:
     command = [sys.executable, str(PROGRAM), str(out), str(devices), *map(str, process)]
-    flags = "--xla_backend_optimization_level=0"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS}
     environment["PYTHONPATH"] = str(PROGRAM.parents[1])
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

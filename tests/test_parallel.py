@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from plainly import FLAGS
 
 from wasserstein_adv import parallel
 from wasserstein_adv.attacks import constant, first_order, growing, linf_ball, pgd, sign
@@ -126,7 +127,7 @@ def test_eight_devices_give_the_answers_of_one_ten_times():
     done = subprocess.run(
         [sys.executable, "-c", EIGHT], capture_output=True, text=True, cwd=ROOT,
         env={"PYTHONPATH": str(ROOT), "PATH": "", "JAX_PLATFORMS": "cpu",
-             "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+             "XLA_FLAGS": FLAGS},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip() == "same"

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from plainly import jit
 
 import wasserstein_adv as wa
 
@@ -112,10 +113,7 @@ def test_readme_example_in_small():
 
     images = x[None, ..., None]
     labels = jnp.argmax(logits_fn(images), -1)
-    run = jax.jit(
-        lambda key, x, y: attack(key, logits_fn, x, y),
-        compiler_options={"xla_backend_optimization_level": 0},
-    )
+    run = jit(lambda key, x, y: attack(key, logits_fn, x, y))
     result = run(jax.random.key(0), images, labels)
     assert isinstance(result, wa.AttackResult)
     assert result.success == (jnp.argmax(logits_fn(result.image), -1) != labels)

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from plainly import jit
 from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
 
@@ -48,7 +49,7 @@ def logits_fn(images):
 
 def compiled(function):
     """`function`, compiled in little time."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+    return jit(function)
 
 
 def views_of(defense):

@@ -2,9 +2,9 @@
 
 from typing import NamedTuple
 
-import jax
 import numpy as np
 import pytest
+from plainly import jit
 
 
 class Problem(NamedTuple):
@@ -36,4 +36,4 @@ def problem() -> Problem:
 @pytest.fixture(scope="session")
 def quick_jit():
     """`jax.jit` that does not optimise: it compiles in half of the time."""
-    return lambda f: jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})
+    return lambda f: jit(f)

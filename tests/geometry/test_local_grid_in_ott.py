@@ -7,6 +7,7 @@ import pytest
 from ott.geometry import geometry as ott_geometry
 from ott.problems.linear import linear_problem
 from ott.solvers.linear import sinkhorn
+from plainly import jit
 
 from wasserstein_adv.geometry import LocalGrid, euclidean_power, local_grid, window_cost
 
@@ -36,8 +37,7 @@ def test_otts_sinkhorn_takes_it_for_the_dense_cost(x64, lse_mode, kind):
             out = solver(linear_problem.LinearProblem(geometry, a, b))
             return out.matrix, out.reg_ot_cost, out.converged, out.apply(b, axis=1)
 
-        plain = {"xla_backend_optimization_level": 0}  # compiles sooner
-        return jax.jit(jax.vmap(one), compiler_options=plain)(*pairs(cost))
+        return jit(jax.vmap(one))(*pairs(cost))
 
     got, truth = solve(local), solve(dense)
     assert got[2].all() and truth[2].all()

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from plainly import jit
 from scipy.special import logsumexp
 from windows import skewed
 
@@ -27,8 +28,6 @@ from wasserstein_adv.geometry import (
 )
 
 PSIS = np.array([0.0, 0.3, 5.0, 1e4])
-# The plainest code that XLA can make: these tests compile much and compute little.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 CASES = [

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ott.problems.linear import linear_problem
 from ott.solvers.linear import sinkhorn
+from plainly import jit
 
 from wasserstein_adv.geometry import (
     ManhattanGrid,
@@ -18,8 +19,6 @@ from wasserstein_adv.geometry import (
     unit_square,
 )
 
-# The plainest code that XLA can make: these tests compile much and compute little.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 CASES = [((5, 7), 1.0), ((6, 4), (1 / 27, 0.3)), ((1, 6), 0.5), ((6, 1), 0.5), ((1, 1), 1.0)]
 PSIS = np.array([0.0, 0.3, 10.0, 1e3, 1e4])
 

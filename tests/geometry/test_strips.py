@@ -1,10 +1,8 @@
 """Strips against the log domain, which knows nothing of them."""
 
-import functools
-
-import jax
 import numpy as np
 import pytest
+from plainly import jit
 from windows import skewed
 
 from wasserstein_adv.geometry import LocalGrid, from_strip, to_strip
@@ -36,7 +34,7 @@ def test_plans_are_those_of_the_log_domain(x64, shape, side, channels):
     beta[..., -1] += 30
     fast, right = exp_domain(geometry), log_domain(geometry)
 
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    @jit
     def both(psi):
         strips = fast.pack(x, 0.0), fast.pack(beta, -np.inf)
         rows = fast.eliminate(*strips, psi)

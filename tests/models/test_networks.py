@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch_reference as reference
 from flax import linen as nn
+from plainly import jit
 from torch_writer import Storage, Tensor, legacy_bytes, tensor, zip_bytes
 
 from wasserstein_adv.errors import InputError
@@ -129,7 +130,7 @@ def load(tmp_path):
 
 def quick_jit(f: Callable) -> Callable:
     """`jax.jit` that compiles fast: the networks are large and run once."""
-    return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})
+    return jit(f)
 
 
 def in_training(model: nn.Module) -> Callable:

@@ -1,9 +1,12 @@
 """Anderson's mixing on maps whose fixed points are known, and inside the projection."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from plainly import jit
 
 from wasserstein_adv.geometry import euclidean_power, local_grid
 from wasserstein_adv.projections import Duals, projected_sinkhorn
@@ -25,7 +28,7 @@ def iterate(step, start, size, iterations, norm=1.0):
 
     point = {"u": jnp.asarray(start)}
     carry = (point, no_memory(point, size, point["u"].dtype))
-    (point, _), errors = jax.jit(lambda c: jax.lax.scan(body, c, None, length=iterations))(carry)
+    (point, _), errors = jit(lambda c: jax.lax.scan(body, c, None, length=iterations))(carry)
     return np.asarray(errors), np.asarray(point["u"])
 
 
@@ -72,20 +75,20 @@ def test_nothing_left_to_do_is_no_division_by_zero():
     assert (errors == 0).all()
 
 
+@functools.cache
+def solver(unit, memory):
+    geometry = local_grid((7, 6), euclidean_power(1), 5, unit)
+    options = {"tolerance": 1e-10, "max_iterations": 5000, "memory": memory}
+    return jit(functools.partial(projected_sinkhorn, geometry, **options))
+
+
 @pytest.mark.parametrize(("psi", "unit"), [(0.0, 1.0), (1.0, 1 / 27), (30.0, 1.0)])
 def test_the_projection_is_the_same_with_and_without_from_any_start(x64, psi, unit):
     rng = np.random.default_rng(0)
     x = rng.random((7, 6)) * (rng.random((7, 6)) < 0.5)
     w = x + 0.3 * rng.choice([-1, 1], x.shape)
-    geometry = local_grid((7, 6), euclidean_power(1), 5, unit)
     start = Duals(jnp.zeros(x.shape), jnp.asarray(psi))
-    plain, mixed = (
-        projected_sinkhorn(
-            geometry, x, w, 0.4 * unit, 300.0, start,
-            tolerance=1e-10, max_iterations=5000, memory=memory,
-        )
-        for memory in (0, 3)
-    )  # fmt: skip
+    plain, mixed = (solver(unit, memory)(x, w, 0.4 * unit, 300.0, start) for memory in (0, 3))
     assert bool(plain.converged) and bool(mixed.converged)
     np.testing.assert_allclose(mixed.point, plain.point, atol=1e-9)
     assert int(mixed.iterations) < 0.6 * int(plain.iterations)

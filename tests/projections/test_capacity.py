@@ -1,7 +1,5 @@
 """What does not fit into a pixel stays where it came from: on explicit plans."""
 
-import functools
-
 import cvxpy as cp
 import jax
 import jax.numpy as jnp
@@ -9,13 +7,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plainly import jit
 
 from wasserstein_adv.projections.capacity import turn_away
 
 PIXELS = 12
 
 
-@functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+@jit
 def shares(plan, cap):
     """`turn_away` for a dense plan."""
     moving = plan - jnp.diag(jnp.diag(plan))

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plainly import jit
 
 from wasserstein_adv.geometry import dense_grid, euclidean_power, local_grid
 from wasserstein_adv.metrics import exact_distance
 from wasserstein_adv.projections import Duals, beta_step, dual_objective, projected_sinkhorn
 
 COST, WINDOW = euclidean_power(1), 3
-# The plainest code that XLA can make: these tests compile much and compute little.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def image(shape, seed, cap=1.0, kept=0.6):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plainly import jit
 
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.geometry import dense_grid, euclidean_power, local_grid
@@ -21,8 +22,6 @@ from wasserstein_adv.projections.dual_projection import (
 )
 
 COST = euclidean_power(1)
-# The plainest code that XLA can make: these tests compile much and compute little.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def grid(shape, window):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plainly import jit
 from scipy.optimize import brentq
 
 from wasserstein_adv.errors import InputError
@@ -21,9 +22,6 @@ from wasserstein_adv.projections import (
     dual_projection,
     flow_projection,
 )
-
-# The plainest code that XLA can make: these tests compile much and compute little.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def image(shape, seed, cap=1.0, kept=0.6):

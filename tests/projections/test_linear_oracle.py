@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plainly import jit
 from scipy.optimize import linprog
 from scipy.sparse import block_diag, coo_array
 
@@ -23,9 +24,6 @@ from wasserstein_adv.geometry import (
 )
 from wasserstein_adv.projections import projected_sinkhorn
 from wasserstein_adv.projections.linear_oracle import linear_oracle, support_function
-
-# The plainest code that XLA can make: these tests compile much and compute little.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 # name ↦ (shape ↦ the geometry, shape ↦ its dense equal)
 GEOMETRIES = {

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plainly import jit
 
 from wasserstein_adv.geometry import dense_grid, euclidean_power, local_grid, window_cost
 from wasserstein_adv.metrics import exact_distance
@@ -46,7 +47,7 @@ def solver(make, window, p, iterations):
     geometry = make((SIDE, SIDE), euclidean_power(p), window)
     project = functools.partial(projected_sinkhorn, geometry, max_iterations=iterations)
     batched = jax.vmap(project, (0, 0, None, None))
-    return jax.jit(batched, compiler_options={"xla_backend_optimization_level": 0})
+    return jit(batched)
 
 
 def check(got, window, p, radius, pairs=()):

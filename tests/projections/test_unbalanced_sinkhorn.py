@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plainly import jit
 from scipy.optimize import brentq
 from scipy.sparse import coo_array
 from scipy.special import logsumexp
@@ -34,8 +35,6 @@ from wasserstein_adv.projections import (
 )
 
 RULES = {"exact": exact, "euclidean": euclidean, "published": published(1e-10)}
-# The plainest code that XLA can make: these tests compile much and compute little.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def image(shape, seed, kept=0.6):
@@ -583,10 +582,10 @@ def test_a_branch_of_a_batch_may_close_over_the_geometry():
     def solve(w):
         return unbalanced_sinkhorn(geometry, x, w, 0.05, 0.1, 0.5).point
 
-    chosen = jax.vmap(lambda p, w: jax.lax.cond(p, solve, lambda w: w, w))(
+    chosen = jit(jax.vmap(lambda p, w: jax.lax.cond(p, solve, lambda w: w, w)))(
         jnp.array([True, False]), w
     )
-    np.testing.assert_allclose(chosen[0], solve(w[0]), atol=1e-5)
+    np.testing.assert_allclose(chosen[0], jit(solve)(w[0]), atol=1e-5)
     np.testing.assert_array_equal(chosen[1], w[1])
 
 
@@ -595,7 +594,7 @@ def test_not_a_number_is_not_hidden(where):
     images = {"x": jnp.ones((4, 4)), "w": jnp.ones((4, 4))}
     images[where] = images[where].at[1, 1].set(jnp.nan)
     geometry = separable_grid((4, 4), 1.0, 1 / 3)
-    found = unbalanced_sinkhorn(geometry, **images, max_iterations=3)
+    found = jit(functools.partial(unbalanced_sinkhorn, max_iterations=3))(geometry, **images)
     assert not found.converged
     assert jnp.isnan(found.point[1, 1])
 
