@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -88,14 +88,15 @@ def train(
 
     def make(step: int) -> Batch:
         index = batch_indices(recipe.seed, step, count, recipe.batch_size)[own]
-        return Batch(index.astype(np.int32), dataset.images[index], dataset.labels[index])
+        numbers = index.astype(np.int32)
+        return Batch(numbers, dataset.images[index], dataset.labels[index])  # type: ignore[arg-type]
 
     with contextlib.closing(prefetch(make, range(begun, steps))) as batches:
         for step, (batch, waited) in enumerate(batches, begun + 1):
             state, measures, stopped = on_devices.step(state, batch, hooks.stop())
             hooks.after_step(step, measures, waited)
             if step % (count // recipe.batch_size) == 0:
-                hooks.after_epoch(step, lambda at=state: on_devices.get(at).variables)
+                hooks.after_epoch(step, functools.partial(_variables_of, on_devices, state))
             # Another process's wish to stop is only looked for where there is another: it waits.
             stopping = bool(stopped) if jax.process_count() > 1 else hooks.stop()
             if stopping or (step < steps and hooks.save_due(step)):
@@ -105,15 +106,19 @@ def train(
     return on_devices.get(state).variables
 
 
+def _variables_of(on_devices: Any, state: TrainState) -> Variables:
+    return on_devices.get(state).variables
+
+
 def initial_state(
     model: nn.Module,
-    image_shape: tuple[int, ...],
+    image_shape: tuple[int, int, int],
     recipe: Recipe,
     steps: int,
     start: Variables | None = None,
 ) -> TrainState:
     """The state that a training begins with."""
-    state = initialise(model, optimizer_of(recipe, steps), tuple(image_shape), recipe.seed)
+    state = initialise(model, optimizer_of(recipe, steps), image_shape, recipe.seed)
     return state if start is None else state._replace(variables=start)
 
 
@@ -129,7 +134,5 @@ def accuracy(model: nn.Module, variables: Variables, dataset: RawDataset) -> flo
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _classify(
-    model: nn.Module, variables: Variables, images: Float[Array, "n h w c"]
-) -> Int[Array, "n"]:
+def _classify(model: Any, variables: Variables, images: Float[Array, "n h w c"]) -> Int[Array, "n"]:
     return jnp.argmax(model.apply(variables, to_unit_interval(images)), axis=-1)

@@ -25,14 +25,12 @@ def all_or_none(act: Callable[[], T]) -> T:
     Raises:
         InputError: as `act` in this process; or `act` did in another.
     """
-    found, problem = None, None
     try:
         found = act()
-    except InputError as error:
-        problem = error
-    failed = _gathered(problem is not None)
-    if problem is not None:
-        raise problem
+    except InputError:
+        _gathered(True)
+        raise
+    failed = _gathered(False)
     if failed.any():
         raise InputError(f"process {int(failed.argmax())} cannot go on, and says why")
     return found

@@ -4,7 +4,7 @@ import functools
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -57,7 +57,7 @@ def _order(seed: int, epoch: int, count: int) -> Int[np.ndarray, "count"]:
 
 def prefetch(
     make: Callable[[int], T], steps: Iterable[int], depth: int = 2
-) -> Iterator[tuple[T, float]]:
+) -> Generator[tuple[T, float], None, None]:
     """Make what steps need in a thread of its own, ahead of time and in order.
 
     The thread starts with the first item asked for, and ends with the last item, with an exception,

@@ -77,14 +77,14 @@ def check(
     return [*checked, Checked("settings", list(_settings(results, settings, parts)))]
 
 
-class _Measured(dict[str, Mapping[str, np.ndarray]]):
+class _Measured(dict[str, dict[str, np.ndarray]]):
     """The same arrays, with what was measured in the place of what was stored."""
 
     def __init__(self, files: Files):
         super().__init__()
         self.files = files
 
-    def __missing__(self, file: str) -> Mapping[str, np.ndarray]:
+    def __missing__(self, file: str) -> dict[str, np.ndarray]:
         self[file] = dict(self.files[file])
         return self[file]
 
@@ -102,10 +102,8 @@ def _measure(
     if others or len(one) != _IMAGE_AXES or 0 in one:
         raise InputError(f"{', '.join(shapes)} are no images of one shape")
     for name, values in stored.items():
-        if (
-            values.ndim != 1
-            or not (1 if name in part.distances else one[0]) <= len(values) <= one[0]
-        ):
+        fewest = 1 if name in part.distances else one[0]
+        if values.ndim != 1 or not fewest <= len(values) <= one[0]:
             raise InputError(f"{name} is not a number for each image")
     least = min((len(stored[name]) for name in part.distances), default=0)
     found = measure(part, files, min(images or least, least))

@@ -48,10 +48,10 @@ def each_equal(
     differing = np.flatnonzero(~_close(recorded, found))
     if len(differing):
         first = differing[0]
-        cells = [f"{unit} {first}: {values[first]:.10g}" for values in (recorded, found)]
+        shown, again = (f"{unit} {first}: {values[first]:.10g}" for values in (recorded, found))
     else:
-        cells = [f"{len(found)} {unit}s"] * 2
-    return Claim(name, *cells, len(differing), len(found))
+        shown = again = f"{len(found)} {unit}s"
+    return Claim(name, shown, again, len(differing), len(found))
 
 
 def entries(name: str, recorded: Any, found: Any) -> Iterator[Claim]:
@@ -66,8 +66,8 @@ def entries(name: str, recorded: Any, found: Any) -> Iterator[Claim]:
     if found is None:
         agrees = recorded is None
     digits = 4 if agrees else 10
-    cells = ["–".join(f"{value:.{digits}g}" for value in side) for side in sides]
-    yield Claim(name, *cells, int(not agrees), 1)
+    shown, again = ("–".join(f"{value:.{digits}g}" for value in side) for side in sides)
+    yield Claim(name, shown, again, int(not agrees), 1)
 
 
 def entries_as_one(name: str, recorded: Any, found: Mapping[str, Any]) -> Claim:
@@ -77,16 +77,17 @@ def entries_as_one(name: str, recorded: Any, found: Mapping[str, Any]) -> Claim:
     if differing:
         first = differing[0]
         key = first.name.removeprefix(f"{name}.")
-        cells = [f"{key}: {side}" for side in (first.recorded, first.recomputed)]
+        shown, again = (f"{key}: {side}" for side in (first.recorded, first.recomputed))
     else:
-        cells = [f"{len(claims)} entries"] * 2
-    return Claim(name, *cells, len(differing), len(claims))
+        shown = again = f"{len(claims)} entries"
+    return Claim(name, shown, again, len(differing), len(claims))
 
 
 def different(name: str, recorded: Any, found: Any) -> Claim:
     """The claim, which is wrong, that two entries are the same."""
     texts = ("–" if side is None else str(side) for side in (recorded, found))
-    return Claim(name, *(t if len(t) < _LONG else f"{t[:_LONG]}…" for t in texts), 1, 1)
+    shown, again = (text if len(text) < _LONG else f"{text[:_LONG]}…" for text in texts)
+    return Claim(name, shown, again, 1, 1)
 
 
 def _numbers(entry: Any) -> Float[np.ndarray, "k"]:

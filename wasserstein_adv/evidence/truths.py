@@ -21,7 +21,7 @@ __all__ = [
 
 def in_unit_interval(images: Float[np.ndarray, "n h w c"]) -> Bool[np.ndarray, "n"]:
     """Every pixel is in [0, 1]."""
-    return ((images >= 0) & (images <= 1)).all((1, 2, 3))
+    return np.all((images >= 0) & (images <= 1), axis=(1, 2, 3))
 
 
 def clamped(

@@ -113,7 +113,7 @@ def measure(
     measured: dict[str, np.ndarray] = {}
     for name, distance in part.distances.items():
         pair = (lookup(files, distance.clean)[:images], lookup(files, distance.image)[:images])
-        measured[name] = distances(*pair, distance, advance).total
+        measured[name] = np.asarray(distances(*pair, distance, advance).total)
     for name, (clean, image) in part.masses.items():
         measured[name] = mass_change(lookup(files, clean), lookup(files, image))
     return measured
@@ -137,7 +137,7 @@ def distances(
         every[chosen] = values
         return every
 
-    return TransportDistance(*map(spread, found))
+    return TransportDistance(*(spread(np.asarray(field)) for field in found))
 
 
 def mass_change(
