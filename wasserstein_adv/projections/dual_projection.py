@@ -25,25 +25,35 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from wasserstein_adv.checks import check_cap, check_positive
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.geometry.batching import batch_last
 from wasserstein_adv.geometry.local_grid import LocalGrid
-from wasserstein_adv.projections.capacity import turn_away
+from wasserstein_adv.projections.coupling import (
+    CouplingDuals,
+    CouplingProblem,
+    Window,
+    check_geometry,
+    check_plan,
+    coupling_rows,
+    feasible_coupling,
+    multiplier_unit,
+    sum_columns,
+    window_of,
+)
 from wasserstein_adv.projections.kernel import check_shapes, check_stopping, refuse_gradients
 from wasserstein_adv.projections.multiplier import solve_multiplier
 
-
-class CouplingDuals(NamedTuple):
-    """Dual variables that start the iteration: those of a nearby problem, for example."""
-
-    budget: Float[Array, ""]
-    """λ, multiplier of the budget, ≥ 0."""
-    prices: Float[Array, "h w *c"]
-    """μ, multipliers of the capacities, ≥ 0; zero without a cap."""
+__all__ = [
+    "CouplingDuals",
+    "CouplingProjection",
+    "column_sums",
+    "coupling_cost",
+    "diagonal_plan",
+    "dual_projection",
+]
 
 
 class CouplingProjection(NamedTuple):
@@ -62,40 +72,6 @@ class CouplingProjection(NamedTuple):
     """Violation of the optimality conditions, see `dual_projection`."""
     converged: Bool[Array, ""]
     """Whether `residual` fell to the tolerance (and `plan` is feasible)."""
-
-
-class _Window(NamedTuple):
-    """The taps of a geometry's window, all static, in the order of a plan's first axis."""
-
-    cost: np.ndarray
-    move: np.ndarray
-    """(taps, 2) displacements, (Δrow, Δcol)."""
-    home: int
-    """Which tap leaves the mass in place."""
-    inside: np.ndarray
-    """(taps, H, W): whether a pixel's destination lies inside the image."""
-
-
-class _Problem(NamedTuple):
-    """What is projected."""
-
-    x: Float[Array, "h w c ..."]
-    target: Float[Array, "taps h w c ..."]
-    """G, −∞ where a move would leave the image."""
-
-
-class _Rows(NamedTuple):
-    """The plan with θ eliminated, at fixed λ and μ."""
-
-    plan: Float[Array, "taps h w c ..."]
-    columns: Float[Array, "h w c ..."]
-    """Πᵀ1."""
-    degree: Float[Array, "h w c ..."]
-    """How many entries of a column are positive."""
-    cost: Float[Array, "..."]
-    """⟨Π, C⟩."""
-    slope: Float[Array, "..."]
-    """−d⟨Π, C⟩/dλ."""
 
 
 class _Spent(NamedTuple):
@@ -138,8 +114,8 @@ def column_sums(geometry: LocalGrid, plan: Float[Array, "taps h w *c"]) -> Float
     Raises:
       InputError: the geometry is not a `LocalGrid`, or the plan's shape is not its own.
     """
-    _check_plan(geometry, plan)
-    return _column_sums(_window(geometry), plan)
+    check_plan(geometry, plan)
+    return sum_columns(window_of(geometry), plan)
 
 
 def coupling_cost(geometry: LocalGrid, plan: Float[Array, "taps h w *c"]) -> Float[Array, ""]:
@@ -151,8 +127,8 @@ def coupling_cost(geometry: LocalGrid, plan: Float[Array, "taps h w *c"]) -> Flo
     Raises:
       InputError: as `column_sums`.
     """
-    _check_plan(geometry, plan)
-    cost = jnp.asarray(_window(geometry).cost, jnp.result_type(plan, jnp.float32))
+    check_plan(geometry, plan)
+    cost = jnp.asarray(window_of(geometry).cost, jnp.result_type(plan, jnp.float32))
     return jnp.sum(cost * jnp.sum(plan.reshape(len(cost), -1), axis=1))
 
 
@@ -166,9 +142,9 @@ def diagonal_plan(geometry: LocalGrid, x: Float[Array, "h w *c"]) -> Float[Array
     Raises:
       InputError: the geometry is not a `LocalGrid`, or the image's shape is not its own.
     """
-    _check_geometry(geometry)
+    check_geometry(geometry)
     check_shapes(geometry, x, x)
-    window = _window(geometry)
+    window = window_of(geometry)
     home = jnp.arange(len(window.cost)) == window.home
     return jnp.where(jnp.expand_dims(home, range(1, x.ndim + 1)), x, jnp.zeros_like(x))
 
@@ -221,7 +197,7 @@ def dual_projection(
       InputError: shapes that do not agree, or static arguments out of range. Values are not checked
         (the function is traceable).
     """
-    _check_plan(geometry, plan)
+    check_plan(geometry, plan)
     check_shapes(geometry, x, plan[0])
     check_stopping(tolerance, max_iterations)
     check_positive("radius", radius)
@@ -238,7 +214,7 @@ def dual_projection(
         x, plan = x[..., None], plan[..., None]
         duals = duals._replace(prices=duals.prices[..., None])
     solve = functools.partial(
-        _solve, _window(geometry), cap=cap, tolerance=tolerance, max_iterations=max_iterations
+        _solve, window_of(geometry), cap=cap, tolerance=tolerance, max_iterations=max_iterations
     )
     found = refuse_gradients("dual_projection", solve, x, plan, radius, duals)
     if flat:
@@ -248,7 +224,7 @@ def dual_projection(
 
 
 def _solve(
-    window: _Window,
+    window: Window,
     x: Array,
     plan: Array,
     radius: Array,
@@ -261,11 +237,11 @@ def _solve(
     """The projection on (taps, H, W, C) arrays of one dtype."""
     mass = jnp.sum(x)
     mass = jnp.where(mass > 0, mass, 1.0)
-    problem = _Problem(x, jnp.where(window.inside[..., None], plan, -jnp.inf))
+    problem = CouplingProblem(x, jnp.where(window.inside[..., None], plan, -jnp.inf))
     # Half of the tolerance for the budget, half for the capacities.
     accuracy = max(min(0.5 * tolerance, 1e-3), 20.0 * float(jnp.finfo(x.dtype).eps))
-    rows = batch_last(lambda _, *args: _rows(window, *args))
-    unit = batch_last(lambda _, problem: _multiplier_unit(window, problem))((), problem)
+    rows = batch_last(lambda _, *args: coupling_rows(window, *args))
+    unit = batch_last(lambda _, problem: multiplier_unit(window, problem))((), problem)
 
     def spend(duals: CouplingDuals) -> _Spent:
         def spending(multiplier: Array) -> tuple[Array, Array, tuple[Array, Array]]:
@@ -287,9 +263,9 @@ def _solve(
         duals, residual, met, iterations = top.duals, top.misfit + top.gap, top.met, top.iteration
 
     def finish(
-        _: tuple[()], problem: _Problem, duals: CouplingDuals, met: Array
+        _: tuple[()], problem: CouplingProblem, duals: CouplingDuals, met: Array
     ) -> tuple[Array, ...]:
-        return _feasible(window, problem, duals, met, cap)
+        return feasible_coupling(window, problem, duals, met, cap)
 
     plan, point, cost = batch_last(finish)((), problem, duals, met)
     converged = met & (residual <= tolerance)
@@ -339,221 +315,3 @@ def _ascend(
     no, first = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
     start = _Ascent(duals.prices, duals.prices, one, duals, inf, inf, no, first)
     return jax.lax.while_loop(unfinished, step, start)
-
-
-# Below, arrays may have batch axes, last: see `batch_last`. Loops over the taps are scans, which
-# compile fast, and run several times faster than sums over a stacked axis.
-
-
-def _window(geometry: LocalGrid) -> _Window:
-    taps = [(cost, *move) for cost, moves in geometry.taps(axis=1) for move in moves]
-    move = np.array([tap[1:] for tap in taps])
-    pixels = np.stack([*np.indices(geometry.grid_size)], -1)
-    to = pixels + move[:, None, None, :]
-    inside = ((to >= 0) & (to < geometry.grid_size)).all(-1)
-    home = int(np.flatnonzero((move == 0).all(1))[0])
-    return _Window(np.array([tap[0] for tap in taps]), move, home, inside)
-
-
-def _margin(window: _Window) -> tuple[int, int]:
-    """How many rows and columns a displacement can lead beyond the image."""
-    rows, cols = np.abs(window.move).max(axis=0)
-    return int(rows), int(cols)
-
-
-def _pad(window: _Window, image: Array) -> Array:
-    """The image with zeros around it, for `_at` to read from."""
-    return jnp.pad(image, [(m, m) for m in _margin(window)] + [(0, 0)] * (image.ndim - 2))
-
-
-def _at(window: _Window, padded: Array, move: Array) -> Array:
-    """The image behind `padded`, shifted: [i] holds the pixel that `move` leads to from i."""
-    height, width = window.inside.shape[1:]
-    start = (*(move + np.array(_margin(window))), *[0] * (padded.ndim - 2))
-    return jax.lax.dynamic_slice(padded, start, (height, width, *padded.shape[2:]))
-
-
-def _add_at(window: _Window, padded: Array, move: Array, sent: Array) -> Array:
-    """`padded` with what every pixel sends by `move` added where it arrives."""
-    start = (*(move + np.array(_margin(window))), *[0] * (padded.ndim - 2))
-    here = jax.lax.dynamic_slice(padded, start, sent.shape)
-    return jax.lax.dynamic_update_slice(padded, here + sent, start)
-
-
-def _crop(window: _Window, padded: Array) -> Array:
-    """The image inside `padded`."""
-    return _at(window, padded, jnp.zeros(2, jnp.int32))
-
-
-def _column_sums(window: _Window, plan: Array) -> Array:
-    def add(sums: Array, tap: tuple[Array, Array]) -> tuple[Array, None]:
-        return _add_at(window, sums, *tap), None
-
-    zero = _pad(window, jnp.zeros_like(plan[0]))
-    sums, _ = jax.lax.scan(add, zero, (jnp.asarray(window.move), plan))
-    return _crop(window, sums)
-
-
-def _row_sums(plan: Array) -> Array:
-    def add(sums: Array, row: Array) -> tuple[Array, None]:
-        return sums + row, None
-
-    return jax.lax.scan(add, jnp.zeros_like(plan[0]), plan)[0]
-
-
-def _multiplier_unit(window: _Window, problem: _Problem) -> Float[Array, "..."]:
-    """A λ of the size that matters: the most that a pixel gains by a move, or sends, per unit of
-    cost."""
-    x, target = problem
-    home = target[window.home]
-
-    def larger(best: Array, row: Array) -> tuple[Array, None]:
-        return jnp.maximum(best, row - home), None
-
-    gain, _ = jax.lax.scan(larger, x, target)
-    gain = jnp.max(jnp.where(x > 0, gain, 0.0), axis=(0, 1, 2))
-    mean_cost = window.cost.mean()
-    unit = gain / (mean_cost if mean_cost > 0 else 1.0)
-    return jnp.where(unit > 0, unit, 1.0)
-
-
-def _rows(window: _Window, problem: _Problem, duals: CouplingDuals) -> _Rows:
-    """Π_ij = (G_ij − λC_ij − μ_j − θ_i)₊ with the θ that makes the row sums x.
-
-    Scores are taken relative to the largest of their row: rounding is then relative to the scores'
-    differences, however far from its simplex a row of G lies.
-    """
-    x, target = problem
-    padded = _pad(window, duals.prices)
-    cost, move = jnp.asarray(window.cost, x.dtype), jnp.asarray(window.move)
-
-    def score(best: Array, tap: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        row, cost, move = tap
-        found = row - duals.budget * cost - _at(window, padded, move)
-        return jnp.maximum(best, found), found
-
-    best, scores = jax.lax.scan(score, jnp.full_like(x, -jnp.inf), (target, cost, move))
-    theta = _thresholds(x, scores, best)
-    wide = jnp.zeros_like(padded)
-
-    Sums = tuple[Array, Array, Array, Array, Array, Array]
-
-    def collect(sums: Sums, tap: tuple[Array, Array, Array]) -> tuple[Sums, Array]:
-        spent, count, first, second, columns, degree = sums
-        score, cost, move = tap
-        sent = jnp.maximum(score - best - theta, 0.0)
-        active = (sent > 0).astype(x.dtype)
-        sums = (
-            spent + sent * cost,
-            count + active,
-            first + active * cost,
-            second + active * cost**2,
-            _add_at(window, columns, move, sent),
-            _add_at(window, degree, move, active),
-        )
-        return sums, sent
-
-    zero = jnp.zeros_like(x)
-    sums, plan = jax.lax.scan(collect, (zero, zero, zero, zero, wide, wide), (scores, cost, move))
-    spent, count, first, second, columns, degree = sums
-    # Σ_j (C_ij − mean)² over a row's positive entries.
-    spread = jnp.maximum(second - first**2 / jnp.maximum(count, 1.0), 0.0)
-    spent, spread = (jnp.sum(a, axis=(0, 1, 2)) for a in (spent, spread))
-    return _Rows(plan, _crop(window, columns), _crop(window, degree), spent, spread)
-
-
-def _thresholds(x: Array, scores: Array, best: Array) -> Array:
-    """θ relative to `best`, with Σ_j (score_j − best − θ)₊ = x: −x ≤ θ < 0 where x > 0.
-
-    Newton's iteration on a convex, piecewise linear function, which is Michelot's: from below the
-    root θ climbs, the active set shrinks, and where it repeats θ is the root.
-    """
-
-    def newton(theta: Array) -> Array:
-        def add(sums: tuple[Array, Array], score: Array) -> tuple[tuple[Array, Array], None]:
-            count, total = sums
-            excess = score - best
-            active = excess > theta
-            return (count + active, total + jnp.where(active, excess, 0.0)), None
-
-        zero = jnp.zeros_like(x)
-        (count, total), _ = jax.lax.scan(add, (zero, zero), scores)
-        return jnp.maximum(theta, (total - x) / jnp.maximum(count, 1.0))
-
-    def climbs(state: tuple[Array, Array]) -> Array:
-        before, theta = state
-        return jnp.any(theta > before)
-
-    def climb(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        return state[1], newton(state[1])
-
-    # At −x, a row's best entry alone would hold all of its mass.
-    return jax.lax.while_loop(climbs, climb, (-x, newton(-x)))[1]
-
-
-def _feasible(
-    window: _Window, problem: _Problem, duals: CouplingDuals, met: Array, cap: float | None
-) -> tuple[Array, Array, Array]:
-    """(plan, its column sums, its cost), feasible to rounding, from the plan at `duals`.
-
-    Args:
-      met: whether that plan meets the budget; if not, all mass stays in place.
-    """
-    x, _ = problem
-    plan = _rows(window, problem, duals).plan
-    sums = _row_sums(plan)
-    plan = plan * jnp.where(met & (sums > 0), x / jnp.where(sums > 0, sums, 1.0), 0.0)
-    plan = plan.at[window.home].add(jnp.where(met, 0.0, x))
-    if cap is not None:
-        plan = _send_home(window, x, plan, cap)
-    cost = jnp.asarray(window.cost, x.dtype)
-
-    def add(sums: tuple[Array, Array], tap: tuple[Array, ...]) -> tuple[tuple[Array, Array], None]:
-        sent, cost, move = tap
-        spent, columns = sums
-        return (spent + sent * cost, _add_at(window, columns, move, sent)), None
-
-    start = jnp.zeros_like(x), _pad(window, jnp.zeros_like(x))
-    (spent, columns), _ = jax.lax.scan(add, start, (plan, cost, jnp.asarray(window.move)))
-    return plan, _crop(window, columns), jnp.sum(spent, axis=(0, 1, 2))
-
-
-def _send_home(window: _Window, x: Array, plan: Array, cap: float) -> Array:
-    """The plan that leaves at its source what would overfill a pixel."""
-    foreign = plan.at[window.home].set(0.0)
-    move = jnp.asarray(window.move)
-
-    def leaving(share: Array) -> Array:
-        padded = _pad(window, share)
-
-        def add(total: Array, tap: tuple[Array, Array]) -> tuple[Array, None]:
-            sent, move = tap
-            return total + sent * _at(window, padded, move), None
-
-        return jax.lax.scan(add, jnp.zeros_like(x), (foreign, move))[0]
-
-    share, _ = turn_away(x, _column_sums(window, foreign), leaving, cap)
-    padded = _pad(window, share)
-
-    def accept(back: Array, tap: tuple[Array, Array]) -> tuple[Array, Array]:
-        sent, move = tap
-        accepted = sent * _at(window, padded, move)
-        return back + (sent - accepted), accepted
-
-    home, accepted = jax.lax.scan(accept, plan[window.home], (foreign, move))
-    return accepted.at[window.home].set(home)
-
-
-def _check_geometry(geometry: LocalGrid) -> None:
-    """Raise InputError unless the geometry has a window."""
-    if not isinstance(geometry, LocalGrid):
-        raise InputError(f"geometry must be a LocalGrid, got {type(geometry).__name__}")
-
-
-def _check_plan(geometry: LocalGrid, plan: Array) -> None:
-    """Raise InputError unless the plan's axes are the geometry's taps, rows and columns."""
-    _check_geometry(geometry)
-    shape = _window(geometry).inside.shape
-    if plan.ndim not in (3, 4) or plan.shape[:3] != shape:
-        over = "×".join(map(str, shape))
-        raise InputError(f"plan must have shape {over} or {over}×C, got {plan.shape}")
