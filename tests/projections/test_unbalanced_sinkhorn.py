@@ -64,6 +64,9 @@ def solver(rule, tolerance=1e-11, max_iterations=20_000):
     )
 
 
+violation = jit(kkt_residual)
+
+
 # (shape, pixel's length, η, τ, γ, seed): from nothing moved to a tenth of the mass.
 PROBLEMS = [
     ((4, 4), 1 / 3, 0.05, 0.1, 0.5, 0),
@@ -121,7 +124,7 @@ def test_agrees_with_an_interior_point(x64, problem, rule):
     assert float(got.moved) == pytest.approx(moved, abs=1e-7)
     if rule == "exact":
         x, w, *penalties = args
-        residual = kkt_residual(geometry, x, w, got.point, got.duals, *penalties)
+        residual = violation(geometry, x, w, got.point, got.duals, *penalties)
         # All of the conditions, where the projection reports one.
         assert float(residual) == pytest.approx(float(got.residual), abs=1e-12)
         assert float(residual) < 1e-11
