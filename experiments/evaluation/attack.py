@@ -140,9 +140,6 @@ def _rulers(entry: Attack, protocol: Any, grid_size: tuple[int, int]) -> dict[st
     return {**rulers, "global_distance": Ruler(ground)}
 
 
-# What is found ------------------------------------------------------------------------------------
-
-
 def _in_a_ball(options: AttackOptions, protocol: Any, radii: tuple[float, ...]) -> Figures:
     """Accuracy against the radius, and the exact distances as fractions of it."""
     entry, at = ATTACKS[options.attack], f"{file_name(options.attack)}/"
@@ -237,9 +234,6 @@ _TRANSPORT = {
     "distance": "exact distance, masses normalised",
     "plan_cost": "cost of the plan, in its own unit",
 }
-
-
-# Pictures -----------------------------------------------------------------------------------------
 
 
 def _draw(

@@ -73,9 +73,6 @@ def abstract_variables(model: nn.Module, data: str) -> Variables:
     return jax.eval_shape(model.init, jax.random.key(0), image)
 
 
-# Weights on disk ----------------------------------------------------------------------------------
-
-
 def save(path: Path, variables: Variables) -> None:
     """Write variables as an Orbax checkpoint, a folder that appears whole or not at all.
 

@@ -120,9 +120,6 @@ def _check(config: NaturalPerturbationsConfig) -> None:
         raise InputError("--rotations and --translations must name one perturbation at least")
 
 
-# Measuring ----------------------------------------------------------------------------------------
-
-
 def part_of(perturbation: Perturbation, grid_size: GridSize) -> Part:
     """What is claimed of a perturbation, and how its images are measured."""
     place, file = f"cells/{perturbation.name}", file_name(perturbation.name)
@@ -198,8 +195,6 @@ def _measure(
         "seconds": np.float64(time.perf_counter() - started),
     }
 
-
-# Reporting ----------------------------------------------------------------------------------------
 
 _COLUMNS = ("accuracy % (95 %)", "d", "global W", "local W", "stranded")
 _SHORT = "d: Procrustes; local W: in pixels, over the images with a plan (their share)"

@@ -129,8 +129,6 @@ def _cell(parameter: str, value: float, protocol: UnbalancedProtocol, subject: S
     return cell_of(ATTACKS["unbalanced"], protocol, subject, ruler, keep="last")
 
 
-# The table ----------------------------------------------------------------------------------------
-
 _COLUMNS = ("", "accuracy % (95 %)", "mass ±", "moved", "remade", "W", "residual")
 
 
@@ -189,9 +187,6 @@ def _convergence(results: Mapping[str, Any]) -> str:
         return f"All projections are {within}."
     where = "every setting" if len(short) == len(residuals) else ", ".join(short)
     return f"Some projections are not {within} at {where}."
-
-
-# The picture --------------------------------------------------------------------------------------
 
 
 def _plot(

@@ -132,9 +132,6 @@ def choose_pairs(
     return Pairs(index, labels[index].astype(int), target)
 
 
-# The results --------------------------------------------------------------------------------------
-
-
 def figures(*of: tuple[str, int]) -> dict[str, Figure]:
     """The figures of the pairs that have given classes, "label" or "target"; the distance and what
     follows it over the successes."""
@@ -199,9 +196,6 @@ def _heading(results: Mapping[str, Any]) -> str:
         f"{results['dataset']['name']} test, {results['total']['pairs']:,} pairs, "
         f"{protocol['variant']}, {protocol['steps']} steps of {protocol['step_size']:g} at most"
     )
-
-
-# The picture --------------------------------------------------------------------------------------
 
 
 def _plot(
