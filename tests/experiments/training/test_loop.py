@@ -9,24 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from experiments._training import (
-    STANDARD,
-    Hooks,
-    Recipe,
-    Stopped,
-    accuracy,
-    cache_root,
-    learning_rates,
-    optimizer_of,
-    train,
-    trained_or_cached,
-)
-from experiments._weights import check_free, load_weights, restore, save
 
-from experiments import _training, _weights
+import wasserstein_adv
+from experiments.harness.catalogue.datasets import DATASETS, DataEntry
+from experiments.harness.files import cache_root
+from experiments.training import standard
+from experiments.training import weights as weights_module
+from experiments.training.standard import trained_or_cached
+from experiments.training.weights import check_free, load_weights, restore, save
 from wasserstein_adv.data import RawDataset
 from wasserstein_adv.errors import InputError
+from wasserstein_adv.fitting import Hooks, Stopped, accuracy, train
 from wasserstein_adv.models import WongKolterCNN
+from wasserstein_adv.recipes import Recipe, learning_rates, optimizer_of
 from wasserstein_adv.training import TrainState
 
 QUICK = Recipe(epochs=3, batch_size=32, learning_rate=4e-3, padding=2)
@@ -61,9 +56,10 @@ def quick_recipe(monkeypatch) -> list[str]:
         loaded.append(split)
         return squares()
 
-    monkeypatch.setitem(STANDARD, "mnist", Recipe(1, 1e-3, batch_size=32))
-    monkeypatch.setattr(_training, "read", quick_load)
-    monkeypatch.setattr(_training, "train", quick_train)
+    entry = DataEntry("wong-kolter", Recipe(1, 1e-3, batch_size=32))
+    monkeypatch.setitem(DATASETS, "mnist", entry)
+    monkeypatch.setattr(standard, "read", quick_load)
+    monkeypatch.setattr(standard, "train", quick_train)
     return loaded
 
 
@@ -215,7 +211,7 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(weights, tmp_path):
 
 
 def test_pytorch_files_go_to_their_reader(monkeypatch, tmp_path):
-    monkeypatch.setattr(_weights, "load_torch", lambda model, path, shape: (path, shape))
+    monkeypatch.setattr(weights_module, "load_torch", lambda model, path, shape: (path, shape))
     found = load_weights(tmp_path / "a.PTH", "mnist", "carlini-wagner")
     assert type(found.model).__name__ == "CarliniWagnerCNN"
     assert found.variables == (tmp_path / "a.PTH", (28, 28, 1))
@@ -240,9 +236,10 @@ def test_cache_trains_once_for_each_seed_and_recipe(quick_recipe, monkeypatch, t
     assert "trained in" in told
     assert told_again.endswith("(cached)")
     trained_or_cached("mnist", None, tmp_path, seed=1)
-    monkeypatch.setitem(STANDARD, "mnist", Recipe(1, 2e-3, batch_size=32))
+    entry = DataEntry("wong-kolter", Recipe(1, 2e-3, batch_size=32))
+    monkeypatch.setitem(DATASETS, "mnist", entry)
     trained_or_cached("mnist", None, tmp_path)
-    monkeypatch.setattr(_training, "library_version", lambda: "99")
+    monkeypatch.setattr(wasserstein_adv, "__version__", "99")
     trained_or_cached("mnist", None, tmp_path)
     assert quick_recipe == ["train"] * 4
     assert len(os.listdir(tmp_path / "models")) == 4

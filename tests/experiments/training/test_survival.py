@@ -9,13 +9,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from experiments._checkpoints import load_checkpoint, save_checkpoint
-from experiments._runs import RunFolder
-from experiments._train import _resumed
-from experiments._weights import load_weights
 from run_files import results_of
 
-from experiments import _checkpoints
+from experiments.harness.runs import RunFolder
+from experiments.training import checkpoints
+from experiments.training.checkpoints import load_checkpoint, save_checkpoint
+from experiments.training.command import _resumed
+from experiments.training.weights import load_weights
 from wasserstein_adv.data import prepare
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.training import TrainState
@@ -43,12 +43,12 @@ def data_dir(tmp_path_factory) -> Path:
 
 def start(data_dir: Path, out: Path, how: str, *devices: str) -> subprocess.Popen:
     """The command, on devices that its options name."""
-    options = "--data mnist --defense pgd --attack-steps 2 --epochs 3 --batch-size 16"
+    options = "--data mnist --defense pgd --steps 2 --epochs 3 --batch-size 16"
     command = [sys.executable, str(PROGRAM), *how.split(), *options.split()]
     command += ["--data-dir", str(data_dir), "--out", str(out), "--checkpoint-every", "0", *devices]
     cache = os.environ.get("WASSERSTEIN_ADV_CACHE", str(data_dir / "cache"))
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "WASSERSTEIN_ADV_CACHE": cache}
-    environment["PYTHONPATH"] = str(PROGRAM.parents[2])
+    environment["PYTHONPATH"] = str(PROGRAM.parents[3])
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
@@ -181,7 +181,7 @@ def test_what_says_nothing_of_a_checkpoint_leaves_it_where_it_is(tmp_path, monke
         raise MemoryError("no room")
 
     with monkeypatch.context() as patch:
-        patch.setattr(_checkpoints, "_digest", out_of_memory)
+        patch.setattr(checkpoints, "_digest", out_of_memory)
         with pytest.raises(InputError, match=r"3: cannot be read \(no room\)"):
             load_checkpoint(tmp_path, state(0))
     assert capfd.readouterr().err == ""

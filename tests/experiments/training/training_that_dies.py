@@ -10,9 +10,10 @@ import os
 import signal
 import sys
 
-from experiments._cli import run_command
-
-from experiments import _train, train_mnist
+from experiments.harness.arguments import run_command
+from experiments.train_mnist import TrainMnistConfig
+from experiments.training import command
+from experiments.training.log import Log
 
 NAME, MOMENT, STEP = sys.argv[1], sys.argv[2], int(sys.argv[3])
 
@@ -47,7 +48,7 @@ def dying_save(save):
     return wrapped
 
 
-_train._Log.after_step = counting_log(_train._Log.after_step)
+Log.after_step = counting_log(Log.after_step)
 if NAME != "none" and MOMENT == "save":
-    _train.save_checkpoint = dying_save(_train.save_checkpoint)
-sys.exit(run_command(train_mnist.main, train_mnist.TrainMnistConfig, sys.argv[4:]))
+    command.save_checkpoint = dying_save(command.save_checkpoint)
+sys.exit(run_command(command.run_training, TrainMnistConfig, sys.argv[4:]))

@@ -4,15 +4,22 @@ import json
 
 import numpy as np
 import pytest
-from experiments._cli import run_command
-from experiments._train import plan_of
-from experiments._weights import MODEL_NAME, load_weights
 from run_files import results_of
 
-from experiments import _train, train_mnist
+from experiments.harness.arguments import parse, run_command
+from experiments.harness.catalogue.defenses import DEFENSES
+from experiments.train_mnist import TrainMnistConfig
+from experiments.training import options
+from experiments.training.command import run_training
+from experiments.training.weights import MODEL_NAME, load_weights
 from wasserstein_adv.attacks.unbalanced import PAPER
 from wasserstein_adv.data import RawDataset
 from wasserstein_adv.defenses import LINF_CIFAR10, LINF_MNIST
+
+
+def plan_of(data, defense):
+    """The papers' recipe for a dataset and a defence, and the settings of its attack."""
+    return DEFENSES[defense].recipe(data), DEFENSES[defense].settings(data)
 
 
 def test_wongs_recipes():
@@ -21,7 +28,7 @@ def test_wongs_recipes():
         recipe, protocol = plan_of(data, "wong")
         assert (recipe.optimizer, recipe.schedule) == ("sgd", "drop")
         assert (recipe.learning_rate, recipe.batch_size) == (0.1, 128)
-        assert (protocol.start, protocol.factor, protocol.every) == (start, growth, 5)
+        assert (protocol.start_radius, protocol.growth, protocol.grow_every) == (start, growth, 5)
         assert (protocol.steps, protocol.step_size) == (50, 0.1)
         assert (protocol.reg, protocol.window, protocol.p) == (reg, 5, 1.0)
 
@@ -42,13 +49,20 @@ def test_unbalanced_recipes(data, optimizer, rate, epochs, steps):
 
 
 def test_linf_recipes_and_those_without_a_defence():
-    assert plan_of("mnist", "pgd").protocol == LINF_MNIST
-    assert plan_of("cifar10", "pgd").protocol == LINF_CIFAR10
+    assert plan_of("mnist", "pgd")[1] == LINF_MNIST
+    assert plan_of("cifar10", "pgd")[1] == LINF_CIFAR10
     assert LINF_CIFAR10.radius == pytest.approx(8 / 255)
     for data in ("mnist", "cifar10", "tiny_imagenet"):
         recipe, protocol = plan_of(data, "plain")
         assert protocol is None
         assert recipe.flip == (data != "mnist")
+
+
+def test_options_of_a_defence_are_its_attacks_settings():
+    config = parse(TrainMnistConfig, ["--defense", "wong", "--steps", "7", "--epochs", "3"])
+    assert config.settings == DEFENSES["wong"].settings("mnist")._replace(steps=7)
+    assert (config.epochs, config.defense) == (3, "wong")
+    assert parse(TrainMnistConfig, []).settings is None
 
 
 @pytest.fixture
@@ -57,12 +71,11 @@ def command(monkeypatch, tmp_path):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (24, 28, 28, 1), np.uint8)
     dataset = RawDataset("mnist", images, np.arange(24, dtype=np.int32) % 10)
-    monkeypatch.setattr(_train, "read", lambda *_, **__: dataset)
-    monkeypatch.setattr(_train, "use_all_cores", lambda devices: None)
+    monkeypatch.setattr(options, "read", lambda *_, **__: dataset)
 
     def run(*arguments: str) -> int:
         argv = ["--data", "mnist", "--out", str(tmp_path / "run"), *arguments]
-        return run_command(train_mnist.main, train_mnist.TrainMnistConfig, argv)
+        return run_command(run_training, TrainMnistConfig, argv)
 
     return run
 
@@ -75,7 +88,9 @@ def command(monkeypatch, tmp_path):
         ("--batch-size 25", "batch_size must be at most the 24 images"),
         ("--learning-rate nan", "--learning-rate must be positive and finite"),
         ("--seed -1", "--seed must be from 0"),
-        ("--attack-steps 3", "--attack-steps is not an option of --defense plain"),
+        ("--steps 3", "--steps is not an option of --defense plain"),
+        ("--defense pgd --steps 0", "--steps must be 1 or more"),
+        ("--defense wong --attack-steps 3", "--attack-steps is called --steps now"),
         ("--num-images 25", "--num-images 25: mnist has 24"),
         ("--checkpoint-every -1", "--checkpoint-every must be 0 or more"),
         ("--model resnet18", "resnet18 does not take mnist's images of 28×28×1"),
@@ -100,8 +115,8 @@ def test_trains_and_leaves_weights_metrics_and_results(command, tmp_path, capfd)
     run = tmp_path / "run"
     assert "test" in capfd.readouterr().out
     assert {path.name for path in run.iterdir()} == {
-        ".lock", "metrics.jsonl", MODEL_NAME, "results.json", "settings.json", "tensorboard",
-        "weights",
+        ".lock", "metrics.jsonl", MODEL_NAME, "results.json", "settings.json", "table.md",
+        "tensorboard", "weights",
     }  # fmt: skip
     results = results_of(run)
     assert results["recipe"]["epochs"] == 2
