@@ -1,12 +1,11 @@
 """What the tests of several commands share."""
 
-import os
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from run_files import contents
+from run_files import QUICK, contents
 
 from experiments import verify
 from experiments.attack_mnist import AttackMnistConfig
@@ -17,30 +16,21 @@ from wasserstein_adv.models import WongKolterCNN
 
 
 @pytest.fixture(scope="module", autouse=True)
-def devices_as_they_are(tmp_path_factory):
-    """Commands leave JAX the devices that it has, and the store of compiled programs."""
+def devices_as_they_are():
+    """Commands leave JAX the devices that it has."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_NUM_CPU_DEVICES", "1")
-        if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-            patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
         yield
 
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory) -> Path:
     """A network with small random weights, as the training command saves them."""
-    variables = WongKolterCNN().init(jax.random.key(0), np.zeros((1, 28, 28, 1), np.float32))
+    init = jax.jit(WongKolterCNN().init, compiler_options={"xla_backend_optimization_level": 0})
+    variables = init(jax.random.key(0), np.zeros((1, 28, 28, 1), np.float32))
     path = tmp_path_factory.mktemp("weights") / "network"
     save(path, jax.tree.map(np.asarray, variables))
     return path
-
-
-QUICK = {
-    "projected-sinkhorn": ["--steps", "7", "--window", "3", "--radii", "0.3", "1.0"],
-    "flow": ["--steps", "40", "--growth", "1.08", "--radii", "0.3"],
-    "unbalanced": ["--steps", "2", "--keep", "first-success"],
-}
-"""Options with which an attack takes no time."""
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,13 @@ import numpy as np
 Change = Callable[[Path], object]
 """A change of a run's folder."""
 
+QUICK = {
+    "projected-sinkhorn": ["--steps", "7", "--window", "3", "--radii", "0.3", "1.0"],
+    "flow": ["--steps", "40", "--growth", "1.08", "--radii", "0.3", "--batch-size", "1"],
+    "unbalanced": ["--steps", "2", "--keep", "first-success", "--batch-size", "1"],
+}
+"""Options with which an attack takes no time; in batches of one there is one program to compile."""
+
 
 def contents(folder: Path) -> dict[str, bytes] | None:
     """Every file below a folder by its path there; None where there is no folder."""

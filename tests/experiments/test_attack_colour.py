@@ -3,12 +3,15 @@
 import jax
 import numpy as np
 import pytest
-from experiments._attacks import FAMILIES, presets_of, settings_of
-from experiments._cli import run_command
-from experiments._weights import build_model, save
-from run_files import results_of
+from run_files import arrays_of, results_of
 
-from experiments import _evaluation, attack_cifar10, attack_tiny_imagenet
+from experiments.attack_cifar10 import AttackCifar10Config
+from experiments.attack_tiny_imagenet import AttackTinyImagenetConfig
+from experiments.evaluation import subjects
+from experiments.evaluation.attack import attack
+from experiments.harness.arguments import parse, run_command
+from experiments.harness.catalogue.attacks import ATTACKS, attack_settings
+from experiments.training.weights import build_model, load_weights, save
 from wasserstein_adv.attacks.hu import CIFAR10 as HU_CIFAR10
 from wasserstein_adv.attacks.wong import CIFAR10 as WONG_CIFAR10
 from wasserstein_adv.data import Dataset
@@ -20,18 +23,18 @@ COUNT = 4
 
 def test_papers_settings_for_colour_images():
     """From ε = 0.001, ×1.17 every ten of 400 steps, λ = 3000, 5×5, p = 1; Hu's step over three."""
-    wong = settings_of("projected-sinkhorn", "paper", {}, colour=True)
+    wong = attack_settings("projected-sinkhorn", "paper", "cifar10")
     assert wong == WONG_CIFAR10
-    assert (wong.start, wong.factor, wong.every, wong.steps) == (0.001, 1.17, 10, 400)
+    assert (wong.start_radius, wong.growth, wong.grow_every, wong.steps) == (0.001, 1.17, 10, 400)
     assert (wong.reg, wong.window, wong.p, wong.step_size) == (3000.0, 5, 1.0, 0.1)
-    assert FAMILIES["projected-sinkhorn"].ball.largest(wong) == pytest.approx(0.456, abs=1e-3)
-    script = settings_of("projected-sinkhorn", "script", {"steps": 7}, colour=True)
+    assert ATTACKS["projected-sinkhorn"].largest(wong) == pytest.approx(0.456, abs=1e-3)
+    script = parse(AttackCifar10Config, ["--preset", "script", "--steps", "7"]).settings
     assert script == WONG_CIFAR10._replace(p=2.0, steps=7)
-    capped = settings_of("capped", "paper", {}, colour=True)
+    capped = attack_settings("capped", "paper", "cifar10")
     assert capped == HU_CIFAR10
     assert capped.step_size == pytest.approx(0.06 / 3)
-    for family in FAMILIES:
-        assert set(presets_of(family, colour=True)) == set(FAMILIES[family].presets)
+    for entry in ATTACKS.values():
+        assert set(entry.colour) <= set(entry.presets)
 
 
 @pytest.fixture(scope="module")
@@ -51,21 +54,19 @@ def weights(tmp_path_factory):
 def test_an_attack_on_cifar10_stays_in_the_budget_of_all_channels(
     monkeypatch, images, weights, tmp_path
 ):
-    monkeypatch.setattr(_evaluation, "use_all_cores", lambda: None)
-    model = _evaluation.load_weights(weights, "cifar10", "carlini-wagner")
-    labels = _evaluation.predictions(model, images).astype(np.int32)
+    model = load_weights(weights, "cifar10", "carlini-wagner")
+    labels = subjects.predictions(model, images).astype(np.int32)
     dataset = Dataset("cifar10", images, labels)
-    monkeypatch.setattr(_evaluation, "load", lambda *_: dataset)
+    monkeypatch.setattr(subjects, "load", lambda *_: dataset)
     arguments = ["--checkpoint", str(weights), "--model", "carlini-wagner", "--steps", "3"]
     arguments += ["--num-images", str(COUNT), "--start-radius", "0.05"]
     out = tmp_path / "run"
-    command = (attack_cifar10.main, attack_cifar10.AttackCifar10Config)
-    assert run_command(*command, [*arguments, "--out", str(out)]) == 0
+    assert run_command(attack, AttackCifar10Config, [*arguments, "--out", str(out)]) == 0
     results = results_of(out)
     assert results["dataset"]["name"] == "cifar10"
-    assert results["attack"]["reg"] == 3000.0
-    with np.load(out / "adversarial.npz") as stored, np.load(out / "radii.npz") as radii:
-        before, budget = stored["before_clamp"], radii["budget"]
+    assert results["settings"]["reg"] == 3000.0
+    arrays = arrays_of(out, "projected-sinkhorn")
+    before, budget = arrays["before_clamp"], arrays["budget"]
     moved = budget > 0
     assert moved.sum() >= 2
     # Mass keeps its colour, and what the three moved, over the mass of all, is within the radius.
@@ -78,11 +79,9 @@ def test_an_attack_on_cifar10_stays_in_the_budget_of_all_channels(
 
 def test_weights_of_another_model_are_refused_in_one_line(images, weights, monkeypatch, capfd):
     dataset = Dataset("tiny_imagenet", np.zeros((1, 64, 64, 3), np.float32), np.zeros(1, np.int32))
-    monkeypatch.setattr(_evaluation, "use_all_cores", lambda: None)
-    monkeypatch.setattr(_evaluation, "load", lambda *_: dataset)
+    monkeypatch.setattr(subjects, "load", lambda *_: dataset)
     arguments = ["--checkpoint", str(weights), "--num-images", "1"]
-    command = (attack_tiny_imagenet.main, attack_tiny_imagenet.AttackTinyImagenetConfig)
-    assert run_command(*command, arguments) == 2
+    assert run_command(attack, AttackTinyImagenetConfig, arguments) == 2
     told = capfd.readouterr().err
     assert told.startswith(f"error: {weights}: batch_stats")
     assert len(told.splitlines()) == 1

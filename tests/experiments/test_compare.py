@@ -60,7 +60,8 @@ def command(weights):
             paper = ATTACKS[name].presets["paper"]._replace(**change)
             patch.setitem(ATTACKS, name, ATTACKS[name]._replace(presets={"paper": paper}))
         basic = ["--data", "mnist-5k", "--num-images", "6", "--checkpoint", str(weights)]
-        lengths = ["--radii", "0.01", "--step-sizes", "0.05"]
+        # In batches of one there is one program to compile.
+        lengths = ["--radii", "0.01", "--step-sizes", "0.05", "--batch-size", "1"]
 
         def run(out, *arguments):
             argv = [*basic, *lengths, "--out", str(out), *arguments]

@@ -6,13 +6,24 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from experiments._attacks import FAMILIES
-from experiments._cli import run_command
-from experiments._weights import MODEL_NAME, WEIGHTS, abstract_variables, load_weights, save
-from run_files import contents, disagreeing, result, results_of
+from run_files import arrays_of, at, contents, disagreeing, entry, result, results_of, text, without
 
-from experiments import _grid, robustness_table
+from experiments import robustness_table
+from experiments.evaluation import cells
+from experiments.evaluation.cells import figures_of
+from experiments.evaluation.subjects import Subject, named_paths
+from experiments.harness.arguments import run_command
+from experiments.harness.catalogue.attacks import ATTACKS
+from experiments.training.weights import (
+    MODEL_NAME,
+    WEIGHTS,
+    abstract_variables,
+    load_weights,
+    save,
+)
 from wasserstein_adv.attacks import constant, first_order, first_success, linf_ball, pgd, sign
+from wasserstein_adv.evidence import Ground, Part
+from wasserstein_adv.evidence import results_of as worked_out
 from wasserstein_adv.metrics import accuracy_at, exact_distances
 from wasserstein_adv.models import MODELS
 
@@ -20,7 +31,7 @@ COUNT, MEASURED = 6, 5
 # Of the six digits the first network has four wrong as they are, and the other all: attacks have
 # nothing to do there, and so nothing to compile.
 QUICK = {
-    "flow": {"start": 0.004, "factor": 1.4, "steps": 4},
+    "flow": {"start_radius": 0.004, "growth": 1.4, "steps": 4},
     "unbalanced": {"step_size": 0.05, "steps": 3},
 }
 OTHER = "carlini-wagner"
@@ -50,12 +61,11 @@ def trained(tmp_path_factory):
 def command(weights, trained):
     """Runs the command on six digits for a few small steps; returns its exit status."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(robustness_table, "use_all_cores", lambda: None)
         for name, change in QUICK.items():
-            paper = FAMILIES[name].presets["paper"]._replace(**change)
-            build = sign_steps if name == "unbalanced" else FAMILIES[name].build
-            quick = FAMILIES[name]._replace(presets={"paper": paper}, build=build)
-            patch.setitem(FAMILIES, name, quick)
+            paper = ATTACKS[name].presets["paper"]._replace(**change)
+            build = sign_steps if name == "unbalanced" else ATTACKS[name].build
+            quick = ATTACKS[name]._replace(presets={"paper": paper}, build=build)
+            patch.setitem(ATTACKS, name, quick)
         options = {
             "--data": ["mnist-5k"],
             "--checkpoints": [f"plain={weights}", str(trained)],
@@ -87,11 +97,6 @@ def copy(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "run")
 
 
-def arrays_of(folder, name):
-    with np.load(folder / f"{name}.npz") as stored:
-        return dict(stored)
-
-
 MODELS_SHOWN = ("plain", "defended")
 CELLS = [(attack, model) for attack in QUICK for model in MODELS_SHOWN]
 
@@ -103,15 +108,16 @@ def test_leaves_a_cell_for_every_model_and_attack(finished):
     results = results_of(finished)
     assert results["dataset"] == {"name": "mnist-5k", "split": "test", "num_images": COUNT}
     assert {"environment", "seed", "command", "settings"} <= set(results)
-    assert [(cell["attack"], cell["model"]) for cell in results["cells"]] == CELLS
+    assert list(results["cells"]) == [f"{model} {attack}" for attack, model in CELLS]
+    assert [(cell["attack"], cell["model"]) for cell in results["cells"].values()] == CELLS
     digests = {name: model["weights"] for name, model in results["models"].items()}
     assert digests == results["settings"]["checkpoints"] and tuple(digests) == MODELS_SHOWN
     assert len(set(digests.values())) == 2
     for attack, settings in results["settings"]["attacks"].items():
         assert settings.items() >= QUICK[attack].items()
     files = {f"{model}-{attack}.npz" for attack, model in CELLS}
-    others = {"clean.npz", "results.json", "settings.json", "table.md", "robustness.png", ".lock"}
-    assert set(contents(finished)) == files | others
+    others = {"clean.npz", "results.json", "settings.json", "evidence.json", "table.md", ".lock"}
+    assert set(contents(finished)) == {*files, *others, "robustness.png"}
     assert (finished / "robustness.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -122,8 +128,19 @@ def test_table_holds_every_name_and_number(finished):
         for line in text.splitlines()
         if line.startswith("| ")
     ]
+    # First all measures, a row for each model alone and for each cell.
+    measures, rows = rows[: 2 + 2 + len(CELLS)], rows[2 + 2 + len(CELLS) :]
+    assert [tuple(row[:2]) for row in measures[2:]] == [
+        *(("no attack", name) for name in MODELS_SHOWN),
+        *CELLS,
+    ]
+    for row, (attack, model) in zip(measures[4:], CELLS, strict=True):
+        cell = results["cells"][f"{model} {attack}"]
+        assert row[2].startswith(f"{100 * cell['accuracy']:.1f} (")
+        median = cell["median_distance"]
+        assert row[3] == ("–" if median is None else f"{median:.3g}")
     assert rows[0][1:] == ["no attack", "flow, 4 steps", "unbalanced, 3 steps"]
-    shares = {(cell["attack"], cell["model"]): cell for cell in results["cells"]}
+    shares = {(cell["attack"], cell["model"]): cell for cell in results["cells"].values()}
     for row, (name, model) in zip(rows[2:4], results["models"].items(), strict=True):
         left = [model["nominal_accuracy"], *(shares[a, name]["accuracy"] for a in QUICK)]
         assert row[0] == name
@@ -139,18 +156,21 @@ def test_table_holds_every_name_and_number(finished):
                 assert numbers == [f"{100 * share:.1f}" for share in curve.values()]
 
 
+GROUNDS = {"flow": Ground(), "unbalanced": Ground("minkowski", 1.0, 1 / 27, 1 / 27)}
+
+
 def test_figure_has_a_curve_for_every_model(finished, tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr(robustness_table, "save_figure", lambda figure, _: figures.append(figure))
-    results = results_of(finished)
-    found = {
-        (model, attack): robustness_table.fooled_at(arrays_of(finished, f"{model}-{attack}"))
-        for attack, model in CELLS
+    files = {
+        f"{model}-{attack}": arrays_of(finished, f"{model}-{attack}") for attack, model in CELLS
     }
-    robustness_table._plot(tmp_path / "unused.png", results, found)
+    robustness_table._plot(tmp_path / "unused.png", results_of(finished), files, GROUNDS)
     (figure,) = figures
     drawn = [axes for axes in figure.axes if axes.axison]
     assert [axes.get_title(loc="left") for axes in drawn] == [*QUICK, "", ""]
+    units = [axes.get_xlabel().rpartition(", ")[2] for axes in drawn]
+    assert units == ["iterations", "iterations", "pixels", "sides of the image"]
     for axes in drawn:
         assert [line.get_label() for line in axes.get_lines()] == list(MODELS_SHOWN)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list(MODELS_SHOWN)
@@ -160,15 +180,20 @@ def test_figure_has_a_curve_for_every_model(finished, tmp_path, monkeypatch):
 def test_figure_has_a_panel_for_every_attack(attacks, monkeypatch):
     figures = []
     monkeypatch.setattr(robustness_table, "save_figure", lambda figure, _: figures.append(figure))
-    names = list(FAMILIES)[:attacks]
-    never = robustness_table.Fooled(np.full(3, np.inf), np.full(2, np.inf))
-    results = {
-        "dataset": {"name": "mnist", "num_images": 3},
-        "settings": {"distance_images": 2},
-        "models": {"plain": {}},
-        "cells": [{"attack": name, "model": "plain", "steps": 5} for name in names],
+    names = list(ATTACKS)[:attacks]
+    never = {
+        "success": np.zeros(3, bool),
+        "steps": np.full(3, 5),
+        "distance": np.zeros(2),
+        "budget": np.ones(3),
     }
-    robustness_table._plot(None, results, {("plain", name): never for name in names})
+    results = {
+        "dataset": {"name": "mnist", "split": "test", "num_images": 3},
+        "settings": {"distance_images": 2, "attacks": {name: {"steps": 5} for name in names}},
+        "models": {"plain": {}},
+    }
+    files = {f"plain-{name}": never for name in names}
+    robustness_table._plot(None, results, files, dict.fromkeys(names, Ground()))
     drawn = [axes for axes in figures[0].axes if axes.axison]
     titles = [axes.get_title(loc="left") for axes in drawn]
     assert len(drawn) == 2 * attacks and [title for title in titles if title] == names
@@ -178,104 +203,127 @@ def test_figure_has_a_panel_for_every_attack(attacks, monkeypatch):
 
 
 def test_numbers_are_those_of_the_attack(finished, weights):
-    clean = np.load(finished / "clean.npz")
-    x, y = clean["clean"], clean["label"]
+    clean = arrays_of(finished, "clean")
+    x, y = clean["image"], clean["label"]
     model, variables = load_weights(weights, "mnist-5k")
 
     def logits_fn(images):
         return model.apply(variables, images)
 
-    family = FAMILIES["unbalanced"]
-    protocol = family.presets["paper"]
-    attack = family.build((28, 28), protocol, keep=first_success())
+    added = ATTACKS["unbalanced"]
+    protocol = added.presets["paper"]
+    attack = added.build((28, 28), protocol, keep=first_success())
     run = jax.jit(lambda images, labels: attack(jax.random.key(0), logits_fn, images, labels))
     result = jax.tree.map(np.asarray, run(x, y))
-    cell = results_of(finished)["cells"][CELLS.index(("unbalanced", "plain"))]
+    cell = results_of(finished)["cells"]["plain unbalanced"]
     needed = np.where(result.success, result.steps, np.inf)
     at = np.arange(protocol.steps + 1)
     assert len(set(cell["accuracy_after_steps"].values())) > 1
     assert list(cell["accuracy_after_steps"].values()) == accuracy_at(needed, at).accuracy.tolist()
     assert cell["accuracy"] == (~result.success).mean()
 
-    cost = family.cost(protocol, (28, 28))
-    distance = exact_distances(x[:MEASURED], result.image[:MEASURED], cost).total
+    pairs = x[:MEASURED], result.image[:MEASURED]
+    distance = exact_distances(*pairs, lambda drow, dcol: (abs(drow) + abs(dcol)) / 27).total
     needed = np.where(result.success[:MEASURED], distance, np.inf)
     at = np.array([float(value) for value in cell["accuracy_at_distances"]])
-    assert cell["images_measured"] == MEASURED
+    assert len(arrays_of(finished, "plain-unbalanced")["distance"]) == MEASURED
     assert list(cell["accuracy_at_distances"].values()) == accuracy_at(needed, at).accuracy.tolist()
 
 
 def test_every_cell_agrees_with_its_images(finished):
     results = results_of(finished)
-    clean = np.load(finished / "clean.npz")
-    x, y = clean["clean"][:MEASURED], clean["label"]
-    fates = set()
-    for cell in results["cells"]:
-        arrays = arrays_of(finished, f"{cell['model']}-{cell['attack']}")
+    clean = arrays_of(finished, "clean")
+    x, y = clean["image"][:MEASURED], clean["label"]
+    units, fates = {"flow": 1, "unbalanced": 27}, set()
+    for name, cell in results["cells"].items():
+        arrays = arrays_of(finished, name)
         fooled, steps = arrays["prediction"] != y, arrays["steps"]
         moved = fooled & (steps > 0)
         fates |= set(zip(fooled.tolist(), moved.tolist(), strict=True))
         np.testing.assert_array_equal(arrays["success"], fooled)
         nominal = results["models"][cell["model"]]["nominal_accuracy"]
         assert nominal == (~fooled | moved).mean() == cell["accuracy_after_steps"]["0"]
-        assert cell["accuracy"] == cell["accuracy_after_steps"][str(cell["steps"])]
+        assert cell["accuracy"] == list(cell["accuracy_after_steps"].values())[-1]
         low, high = cell["interval"]
         assert low <= cell["accuracy"] <= high
 
-        family = FAMILIES[cell["attack"]]
-        protocol = family.presets["paper"]
-        distance = exact_distances(x, arrays["image"], family.cost(protocol, (28, 28))).total
+        unit = units[cell["attack"]]
+        pairs = x, arrays["image"][:MEASURED]
+        distance = exact_distances(*pairs, lambda r, c, u=unit: (abs(r) + abs(c)) / u).total
         np.testing.assert_allclose(arrays["distance"], distance, rtol=1e-6, atol=1e-7)
-        first = moved[:MEASURED]
+        first, ball = moved[:MEASURED], cell["attack"] == "flow"
         medians = {
             "median_distance": distance[first],
-            "median_claimed": arrays["budget"][moved] if family.ball else [],
             "median_mass_change": arrays["mass_change"][moved],
+            **({"claimed": arrays["budget"][moved]} if ball else {}),
         }
         for key, values in medians.items():
             expected = pytest.approx(np.median(values), abs=1e-7) if len(values) else None
             assert cell[key] == expected
-        claims = bool(family.ball) and (arrays["budget"][:MEASURED] > 0).any()
-        assert cell["inside"] == (1.0 if claims else None)
+        assert ball == ("claimed" in cell) == ("inside" in cell)
+        claims = ball and (arrays["budget"][:MEASURED] > 0).any()
+        assert cell.get("inside") == (1.0 if claims else None)
     # Wrong at first, fooled, and not fooled: all of them were there.
     assert fates == {(True, False), (True, True), (False, False)}
 
 
-def test_what_it_took_to_fool_an_image():
-    arrays = {
-        # Wrong at first, fooled, fooled where no plan exists, not fooled, and one not measured.
-        "success": np.array([True, True, True, False, True]),
-        "steps": np.array([0, 2, 3, 4, 1], np.int32),
-        "distance": np.array([0.0, 0.25, np.inf, 0.5]),
-    }
-    fooled = robustness_table.fooled_at(arrays)
-    assert fooled.steps.tolist() == [0, 2, 3, np.inf, 1]
-    assert fooled.distance.tolist() == [0, 0.25, np.inf, np.inf]
+def subject_of(images: int) -> Subject:
+    return Subject("mnist", np.zeros((images, 28, 28, 1), np.float32), np.zeros(images), None, "")
 
 
 def test_a_claim_is_checked_inside_its_window_where_there_is_one():
-    protocol = FAMILIES["capped"].presets["paper"]
-    cell = robustness_table.cell_of("capped", protocol, (28, 28))
-    assert list(cell.others) == ["window"] and cell.others["window"][1] == protocol.window
-    assert not robustness_table.cell_of("flow", FAMILIES["flow"].presets["paper"], (28, 28)).others
+    protocol = ATTACKS["capped"].presets["paper"]
+    cell = robustness_table.cell_for("capped", protocol, subject_of(4), "plain")
+    assert list(cell.rulers) == ["distance", "window"]
+    assert (
+        cell.rulers["window"].window == protocol.window and cell.rulers["distance"].window is None
+    )
+    flow = ATTACKS["flow"].presets["paper"]
+    assert list(robustness_table.cell_for("flow", flow, subject_of(4), "plain").rulers) == [
+        "distance"
+    ]
     arrays = {
+        # Wrong at first, fooled, not fooled, and fooled but not measured.
         "success": np.array([True, True, False, True]),
         "steps": np.array([0, 1, 2, 2], np.int32),
         "budget": np.array([0.0, 0.5, 1.0, 1.0], np.float32),
         "distance": np.array([0.0, 0.25, 0.5]),
         "window": np.array([0.0, 0.5, 1.5]),
         "mass_change": np.array([0.0, 0.5, 1.0, 0.0]),
-        "seconds": np.float64(2.0),
     }
-    found = robustness_table.cell_results(arrays, "capped", 2, (0.1, 0.25))
+    files = {"clean": {"image": subject_of(4).x}, "a-capped": arrays}
+    described = robustness_table.figures("a capped", cell._replace(steps=2), files)
+    found = worked_out([Part("a capped", described)], files)["cells"]["a capped"]
     assert found["accuracy"] == 0.25
     assert found["accuracy_after_steps"] == {"0": 0.75, "1": 0.5, "2": 0.25}
-    assert found["accuracy_at_distances"] == {"0.1": 2 / 3, "0.25": 1 / 3}
+    left = {"0.01": 2 / 3, "0.1": 2 / 3, "0.2": 2 / 3, "0.5": 1 / 3}
+    assert found["accuracy_at_distances"].items() >= left.items()
     assert found["median_distance"] == 0.25 and found["median_mass_change"] == 0.25
-    assert found["median_claimed"] == 0.75
-    assert found["inside"] == 0.5 and found["images_measured"] == 3
-    unbounded = robustness_table.cell_results(arrays, "unbalanced", 2, (0.1,))
-    assert unbounded["inside"] is unbounded["median_claimed"] is None
+    assert found["median_window"] == 0.5
+    assert found["claimed"] == 0.75
+    assert found["inside"] == 0.5
+    unbounded = figures_of("a capped", cell._replace(largest=None), files)
+    assert not any(place.endswith(("/claimed", "/inside")) for place in unbounded)
+
+
+def test_distances_suit_the_unit_and_the_colours():
+    grey = robustness_table.distances_of(Ground(), colour=False)
+    assert grey == (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+    tenth = tuple(pytest.approx(value / 10) for value in grey)
+    assert robustness_table.distances_of(Ground(), colour=True) == tenth
+    assert robustness_table.distances_of(GROUNDS["unbalanced"], colour=False) == tenth
+
+
+def test_axes_end_where_the_last_image_was_fooled():
+    inf = np.inf
+    assert robustness_table.last_step([np.array([0, 3.0]), np.array([5.0])], 9) == 5
+    assert robustness_table.last_step([np.array([0, inf])], 9) == 9
+    assert robustness_table.last_step([np.array([0.0])], 9) == 1
+    low, high = robustness_table.distance_range([np.array([0, 0.5, inf]), np.array([0.2])])
+    assert (low, high) == (pytest.approx(0.2 / 1.2), pytest.approx(0.6))
+    low, high = robustness_table.distance_range([np.array([1e-9, 1.0])])
+    assert (low, high) == (pytest.approx(1e-3 / 1.2), pytest.approx(1.2))
+    assert robustness_table.distance_range([np.array([0, inf])]) == (0.01, 1.0)
 
 
 def test_tables_show_a_handful_of_iterations():
@@ -287,11 +335,11 @@ def test_tables_show_a_handful_of_iterations():
 
 def test_steps_are_those_of_every_attack():
     names = ("projected-sinkhorn", "frank-wolfe", "unbalanced")
-    protocols = robustness_table.protocols_of(names, 75, colour=True)
+    protocols = robustness_table.protocols_of(names, 75, (32, 32, 3))
     assert {protocol.steps for protocol in protocols.values()} == {75}
-    paper = robustness_table.protocols_of(names, None, colour=True)
-    assert paper["projected-sinkhorn"] == FAMILIES["projected-sinkhorn"].colour["paper"]
-    assert paper["unbalanced"] == FAMILIES["unbalanced"].presets["paper"]
+    paper = robustness_table.protocols_of(names, None, (32, 32, 3))
+    assert paper["projected-sinkhorn"] == ATTACKS["projected-sinkhorn"].colour["paper"]
+    assert paper["unbalanced"] == ATTACKS["unbalanced"].presets["paper"]
 
 
 # Going on, and refusing ---------------------------------------------------------------------------
@@ -305,22 +353,21 @@ def test_goes_on_where_it_stopped_and_is_not_repeated(command, copy, monkeypatch
 
     (copy / "results.json").unlink()
     (copy / "defended-flow.npz").unlink()
-    run, repeated = _grid._run, []
+    run, repeated = cells._run, []
 
     def watched(*arguments):
         repeated.append(arguments[-1])
         return run(*arguments)
 
-    monkeypatch.setattr(_grid, "_run", watched)
+    monkeypatch.setattr(cells, "_run", watched)
     assert command(copy) == 0
-    assert repeated == ["1/2 defended flow"]
+    assert repeated == ["2/4 defended flow"]
     again = results_of(copy)
     assert again["models"] == results["models"]
-    for cell, former in zip(again["cells"], results["cells"], strict=True):
-        new = (cell["model"], cell["attack"]) == ("defended", "flow")
-        assert {key for key in former if cell[key] != former[key]} <= (
-            {"seconds"} if new else set()
-        )
+    assert list(again["cells"]) == list(results["cells"])
+    for name, former in results["cells"].items():
+        timed = {"seconds"} if name == "defended flow" else set()
+        assert {key for key in former if again["cells"][name][key] != former[key]} <= timed
 
 
 def test_other_weights_under_a_name_are_refused(command, copy, weights, trained, capsys):
@@ -334,7 +381,7 @@ def test_other_weights_under_a_name_are_refused(command, copy, weights, trained,
 
 def test_names_of_checkpoints():
     given = ["a=x/y.pth", "run/b=c", "deep/vanilla.pth", "runs/wong/", "Wong 2019=z=1"]
-    found = robustness_table.named_paths(given)
+    found = named_paths(given)
     assert {name: str(path) for name, path in found.items()} == {
         "a": "x/y.pth",
         "b=c": "run/b=c",
@@ -374,17 +421,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(command, tmp_path, capsys, giv
 # Checking a run -----------------------------------------------------------------------------------
 
 
-def array(file, name, index, value):
-    """Changes an element of an array."""
-
-    def change(folder):
-        arrays = arrays_of(folder, file)
-        arrays[name][index] = value
-        np.savez_compressed(folder / f"{file}.npz", **arrays)
-
-    return change
-
-
 def test_a_sound_table_agrees(finished, check):
     status, printed = check(finished)
     assert status == 0
@@ -393,38 +429,53 @@ def test_a_sound_table_agrees(finished, check):
 
 
 CORNER = (3, 0, 0, 0)
-RIGHT = "right without an attack as under the first"
+RIGHT = "without a budget where it was wrong as it is"
 
 
 @pytest.mark.parametrize(
     ("change", "found"),
     [
         (
-            array("plain-flow", "image", CORNER, 0.5),
+            at("plain-flow", "image", CORNER, 0.5),
             {
                 ("plain flow", name)
-                for name in ("distance", "mass_change", "no budget, no change", "cell")
+                for name in (
+                    "distance",
+                    "mass_change",
+                    "no budget, no change",
+                    "image = clamped before_clamp",
+                )
             },
         ),
         (
-            array("defended-unbalanced", "success", -1, False),
+            at("defended-unbalanced", "success", -1, False),
             {
                 ("defended unbalanced", name)
                 for name in (
                     "success where prediction ≠ label",
                     "radius = budget of a success",
                     RIGHT,
-                    "cell",
+                    "accuracy",
+                    "interval",
+                    "accuracy_after_steps",
                 )
             },
         ),
         (
-            result("cells", 0, "accuracy_at_distances", "0.1", value=2.0),
-            {("plain flow", "cell")},
+            result("cells", "plain flow", "accuracy_at_distances", "0.1", value=2.0),
+            {("plain flow", "accuracy_at_distances")},
         ),
         (
             result("models", "plain", "nominal_accuracy", value=0.9),
-            {("all cells", "models.plain.nominal_accuracy")},
+            {("all images", "models.plain.nominal_accuracy")},
+        ),
+        (
+            result("models", value=None),
+            {
+                ("all images", f"models.{model}.nominal_{what}")
+                for model in MODELS_SHOWN
+                for what in ("accuracy", "interval")
+            },
         ),
     ],
 )
@@ -435,22 +486,35 @@ def test_what_was_changed_is_named(copy, check, change, found):
     assert disagreeing(printed.out) == found
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (result("settings", "distance_images", value=7), "settings.distance_images"),
+        (entry("settings.json", "attacks", "flow", "steps", value=9), "settings.attacks"),
+        (entry("settings.json", "checkpoints", "plain", value="f00"), "settings.checkpoints"),
+    ],
+)
+def test_changed_settings_are_named(copy, check, change, named):
+    change(copy)
+    status, printed = check(copy)
+    assert status == 1
+    assert ("settings", named) in disagreeing(printed.out)
+    assert {part for part, _ in disagreeing(printed.out)} == {"settings"}
+
+
 def test_distances_of_some_images_only(copy, check):
-    array("plain-flow", "distance", MEASURED - 1, 0.123)(copy)
-    _, printed = check(copy, "--images", "2")
-    assert ("plain flow", "distance") not in disagreeing(printed.out)
-    assert check(copy)[0] == 1
+    at("plain-flow", "distance", MEASURED - 1, 0.123)(copy)
+    shown = f"image {MEASURED - 1}: 0.123"
+    assert shown not in check(copy, "--images", "2")[1].out
+    status, printed = check(copy)
+    assert status == 1 and shown in printed.out
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (result("cells", 0, "model", value="another"), "a cell for each model"),
-        (result("cells", value=3), "cells is not a list"),
-        (result("settings", "distance_images", value=7), "distance_images"),
-        (result("settings", "attacks", "flow", "steps", value="many"), "flow.steps"),
-        (result("models", value=None), "nothing under models"),
-        (lambda run: (run / "plain-flow.npz").unlink(), "plain-flow.npz"),
+        (without("plain-flow.npz"), "plain-flow.npz"),
+        (text("evidence.json", "[3]"), "evidence.json"),
     ],
 )
 def test_what_cannot_be_checked_is_one_line(copy, check, change, named):

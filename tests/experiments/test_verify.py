@@ -5,8 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import QUICK
-from run_files import array, at, both, disagreeing, entry, result, text, without, wrong
+from run_files import QUICK, array, at, both, disagreeing, entry, result, text, without, wrong
 
 from experiments.harness.runs import claim, finish
 from experiments.harness.tables import Table
@@ -244,7 +243,10 @@ DISTANCE, FIGURE = (0, "distances", f"{SINKHORN}/window_distance"), (0, "figures
         (evidence(*FIGURE, "how", value="luck"), "luck"),
         (evidence(*FIGURE, "how", value="np"), "'np'"),
         (evidence(*FIGURE, "of", value=["luck/radius"]), "luck.npz"),
-        (evidence(*FIGURE, "of", value=["../run/projected-sinkhorn/radius"]), ".npz: cannot be read"),
+        (
+            evidence(*FIGURE, "of", value=["../run/projected-sinkhorn/radius"]),
+            ".npz: cannot be read",
+        ),
         (evidence(*FIGURE, "of", value=["/radius"]), ".npz"),
         (evidence(*FIGURE, "of", value=[f"{SINKHORN}/luck"]), "luck"),
         (evidence(*FIGURE, "of", value=[f"{SINKHORN}/image", f"{SINKHORN}/radius"]), "median"),
