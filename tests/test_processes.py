@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import json, sys
 import jax, numpy as np
-from experiments._together import all_or_none, check_same, of_first
+from wasserstein_adv.processes import all_or_none, check_same, of_first
 from wasserstein_adv.errors import InputError
 
 number = int(sys.argv[2])
