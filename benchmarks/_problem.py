@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from wasserstein_adv.evidence.figures import INSIDE
 from wasserstein_adv.geometry import euclidean_power, local_grid
 from wasserstein_adv.metrics import exact_distances
-from wasserstein_adv.evidence.figures import INSIDE
 from wasserstein_adv.projections import Duals, dual_objective, projected_sinkhorn
 
 RADIUS, REG, WINDOW = 0.5, 1000.0, 5
