@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from benchmarks import (
-    __main__,
     _measure,
     _peers,
     attack,
@@ -33,7 +32,7 @@ KEYS = {
 @pytest.fixture(autouse=True)
 def devices_as_they_are(monkeypatch):
     """Other tests have given JAX its devices."""
-    monkeypatch.setattr(__main__, "use_all_cores", lambda: None)
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
 
 
 def command(*argv: str) -> int:

@@ -72,7 +72,7 @@ def main(config: OnsetConfig) -> None:
         protocol = paper._replace(tau=tau, scale=scale, step_size=config.step_size)
         cells[name] = cell_of(ATTACKS["unbalanced"], protocol, run.subject, ruler, keep="last")
         about[name] = {"tau": f"{tau:g}", "scale": f"{scale:g}"}
-    found = sweep(run, cells, config, about)
+    found = sweep(run, cells, config, about=about)
     _plot(run.folder.path / "onset.png", found.results)
     end(run, found.results, [results_table(found.results)], found.parts)
 

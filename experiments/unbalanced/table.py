@@ -72,7 +72,7 @@ def main(config: TableConfig) -> None:
         name = f"{attack} {size:g}"
         cells[name] = _cell(attack, size, config.floor, run.subject)
         about[name] = {"attack": attack, "step_size": f"{size:g}"}
-    found = sweep(run, cells, config, about)
+    found = sweep(run, cells, config, about=about)
     _plot(run.folder.path / "tradeoff.png", found.results)
     end(run, found.results, [results_table(found.results)], found.parts)
 

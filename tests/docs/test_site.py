@@ -15,8 +15,11 @@ import wasserstein_adv
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 FILES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-FACES = ("attacks", "data", "defenses", "geometry", "metrics", "models", "projections")
-MODULES = ("parallel", "training")
+FACES = (
+    "attacks", "data", "defenses", "evidence", "geometry", "metrics", "models", "parallel",
+    "projections",
+)  # fmt: skip
+MODULES = ("data.perturbations", "fitting", "processes", "recipes", "training")
 
 
 def text_of(path: Path) -> str:

@@ -1,18 +1,14 @@
-"""What the tests of several commands share."""
+"""What the tests of several commands share.
+
+Fixtures import what imports JAX: that reads once, when it is imported, where compiled programs are
+kept, and pytest can load this file before `../conftest.py` has said it.
+"""
 
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from run_files import QUICK, contents
-
-from experiments import verify
-from experiments.attack_mnist import AttackMnistConfig
-from experiments.evaluation.attack import attack
-from experiments.harness.arguments import run_command
-from experiments.training.weights import save
-from wasserstein_adv.models import WongKolterCNN
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -26,6 +22,11 @@ def devices_as_they_are():
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory) -> Path:
     """A network with small random weights, as the training command saves them."""
+    import jax
+
+    from experiments.training.weights import save
+    from wasserstein_adv.models import WongKolterCNN
+
     init = jax.jit(WongKolterCNN().init, compiler_options={"xla_backend_optimization_level": 0})
     variables = init(jax.random.key(0), np.zeros((1, 28, 28, 1), np.float32))
     path = tmp_path_factory.mktemp("weights") / "network"
@@ -36,6 +37,9 @@ def weights(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def attacked(weights, tmp_path_factory):
     """Runs an attack of `QUICK` on six digits, with more options; returns its exit status."""
+    from experiments.attack_mnist import AttackMnistConfig
+    from experiments.evaluation.attack import attack
+    from experiments.harness.arguments import run_command
 
     def run(name: str, out: Path, *arguments: str) -> int:
         basic = ["--data", "mnist-5k", "--num-images", "6", "--checkpoint", str(weights)]
@@ -63,6 +67,9 @@ def runs(attacked, tmp_path_factory):
 def check(capsys, monkeypatch):
     """Runs `verify` on a folder; returns its exit status and what it printed, having made sure that
     it wrote nothing."""
+    from experiments import verify
+    from experiments.harness.arguments import run_command
+
     monkeypatch.setenv("COLUMNS", "120")
 
     def run(folder, *arguments):

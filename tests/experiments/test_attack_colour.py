@@ -9,32 +9,13 @@ from experiments.attack_cifar10 import AttackCifar10Config
 from experiments.attack_tiny_imagenet import AttackTinyImagenetConfig
 from experiments.evaluation import subjects
 from experiments.evaluation.attack import attack
-from experiments.harness.arguments import parse, run_command
-from experiments.harness.catalogue.attacks import ATTACKS, attack_settings
+from experiments.harness.arguments import run_command
 from experiments.training.weights import build_model, load_weights, save
-from wasserstein_adv.attacks.hu import CIFAR10 as HU_CIFAR10
-from wasserstein_adv.attacks.wong import CIFAR10 as WONG_CIFAR10
 from wasserstein_adv.data import Dataset
 from wasserstein_adv.geometry import euclidean_power
 from wasserstein_adv.metrics import exact_distances
 
 COUNT = 4
-
-
-def test_papers_settings_for_colour_images():
-    """From ε = 0.001, ×1.17 every ten of 400 steps, λ = 3000, 5×5, p = 1; Hu's step over three."""
-    wong = attack_settings("projected-sinkhorn", "paper", "cifar10")
-    assert wong == WONG_CIFAR10
-    assert (wong.start_radius, wong.growth, wong.grow_every, wong.steps) == (0.001, 1.17, 10, 400)
-    assert (wong.reg, wong.window, wong.p, wong.step_size) == (3000.0, 5, 1.0, 0.1)
-    assert ATTACKS["projected-sinkhorn"].largest(wong) == pytest.approx(0.456, abs=1e-3)
-    script = parse(AttackCifar10Config, ["--preset", "script", "--steps", "7"]).settings
-    assert script == WONG_CIFAR10._replace(p=2.0, steps=7)
-    capped = attack_settings("capped", "paper", "cifar10")
-    assert capped == HU_CIFAR10
-    assert capped.step_size == pytest.approx(0.06 / 3)
-    for entry in ATTACKS.values():
-        assert set(entry.colour) <= set(entry.presets)
 
 
 @pytest.fixture(scope="module")

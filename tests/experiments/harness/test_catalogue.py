@@ -106,6 +106,8 @@ def test_papers_settings_for_colour_images():
     capped = attack_settings("capped", data="tiny_imagenet")
     assert capped == HU_CIFAR10
     assert capped.step_size == pytest.approx(0.06 / 3)
+    for entry in ATTACKS.values():
+        assert set(entry.colour) <= set(entry.presets)
 
 
 def test_wongs_recipes():

@@ -44,8 +44,7 @@ def test_curve_of_many_images_is_drawn_on_a_grid():
     assert len(axes.lines[0].get_xdata()) < 1100
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("count", [1, 4, 12])
+@pytest.mark.parametrize(("channels", "count"), [(1, 1), (1, 12), (3, 4)])
 def test_examples_are_drawn(tmp_path, channels, count):
     rng = np.random.default_rng(0)
     clean = rng.random((count, 8, 8, channels), np.float32)

@@ -1,4 +1,4 @@
-"""The training commands: the papers' recipes, what they leave, what they refuse."""
+"""The training commands: what they leave, what they refuse."""
 
 import json
 
@@ -12,50 +12,7 @@ from experiments.train_mnist import TrainMnistConfig
 from experiments.training import options
 from experiments.training.command import run_training
 from experiments.training.weights import MODEL_NAME, load_weights
-from wasserstein_adv.attacks.unbalanced import PAPER
 from wasserstein_adv.data import RawDataset
-from wasserstein_adv.defenses import LINF_CIFAR10, LINF_MNIST
-
-
-def plan_of(data, defense):
-    """The papers' recipe for a dataset and a defence, and the settings of its attack."""
-    return DEFENSES[defense].recipe(data), DEFENSES[defense].settings(data)
-
-
-def test_wongs_recipes():
-    """Appendix B: SGD, momentum 0.9, weight decay 0.0005, batches of 128, 0.1 and later 0.01."""
-    for data, start, growth, reg in (("mnist", 0.1, 1.4, 1000.0), ("cifar10", 0.01, 1.5, 3000.0)):
-        recipe, protocol = plan_of(data, "wong")
-        assert (recipe.optimizer, recipe.schedule) == ("sgd", "drop")
-        assert (recipe.learning_rate, recipe.batch_size) == (0.1, 128)
-        assert (protocol.start_radius, protocol.growth, protocol.grow_every) == (start, growth, 5)
-        assert (protocol.steps, protocol.step_size) == (50, 0.1)
-        assert (protocol.reg, protocol.window, protocol.p) == (reg, 5, 1.0)
-
-
-@pytest.mark.parametrize(
-    ("data", "optimizer", "rate", "epochs", "steps"),
-    [
-        ("mnist", "sgd", 0.01, 40, 20),
-        ("fashion_mnist", "sgd", 3e-4, 60, 20),
-        ("tiny_imagenet", "adam", 1e-4, 50, 2),
-    ],
-)
-def test_unbalanced_recipes(data, optimizer, rate, epochs, steps):
-    """Section V.A."""
-    recipe, protocol = plan_of(data, "unbalanced")
-    assert (recipe.optimizer, recipe.learning_rate, recipe.epochs) == (optimizer, rate, epochs)
-    assert protocol == PAPER._replace(steps=steps)
-
-
-def test_linf_recipes_and_those_without_a_defence():
-    assert plan_of("mnist", "pgd")[1] == LINF_MNIST
-    assert plan_of("cifar10", "pgd")[1] == LINF_CIFAR10
-    assert LINF_CIFAR10.radius == pytest.approx(8 / 255)
-    for data in ("mnist", "cifar10", "tiny_imagenet"):
-        recipe, protocol = plan_of(data, "plain")
-        assert protocol is None
-        assert recipe.flip == (data != "mnist")
 
 
 def test_options_of_a_defence_are_its_attacks_settings():
