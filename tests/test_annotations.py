@@ -35,14 +35,14 @@ trace(lambda q: wa.dual_projection(window, x, q, 0.5, cap=1.0), plan)
 trace(lambda w: wa.flow_projection(x, w, 0.5, tolerance=0.1), x)
 trace(lambda g: wa.linear_oracle(window, x, g, 0.5), x)
 trace(lambda g: wa.linear_oracle(window, x, g, 0.5, 100.0), x)
-options = dict(radius=wa.attacks.constant(0.3), steps=2, random_start=True, restarts=2)
+options = dict(radius=wa.attacks.constant(0.3), steps=2, random_start=True)
 labels = jnp.array([1, 2])
 logits_fn = lambda z: z.reshape(len(z), -1)[:, :4]
 for attack in (
     wa.first_order(wa.wasserstein_ball(window), wa.pgd(wa.sign(0.1)), **options),
     wa.first_order(wa.capped_ball(window), wa.pgd(wa.linf_unit(0.1)), **options),
     wa.first_order(wa.couplings(window), wa.frank_wolfe(), **options),
-    wa.first_order(wa.flow_ball(), wa.pgd(wa.linf_unit(0.1)), **options),
+    wa.first_order(wa.flow_ball(), wa.pgd(wa.linf_unit(0.1)), restarts=2, **options),
 ):
     run = trace(lambda key, x, y: attack(key, logits_fn, x, y), jax.random.key(0), pair, labels)
     assert run.radius.shape == (2,)

@@ -229,7 +229,10 @@ def test_values_are_there_and_different_as_shown(values, message):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_a_command_in_order(number, status, capsys):
+def test_a_signal_ends_a_command_in_order(number, status, capsys, request):
+    # As in a terminal: a shell starts what is in the background deaf to SIGINT.
+    outside = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, outside))
     before, cleaned = signal.getsignal(number), []
 
     def main(config):
