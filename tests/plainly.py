@@ -6,6 +6,7 @@ Tests of the commands compile as users do.
 """
 
 import functools
+import os
 
 import jax
 
@@ -25,4 +26,9 @@ def _known(options: dict) -> bool:
 CHOSEN = SHORTER if _known(SHORTER) else OPTIONS
 jit = functools.partial(jax.jit, compiler_options=CHOSEN)
 # The same for a process of its own, as the value of XLA_FLAGS.
-FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in CHOSEN.items())
+FLAGS = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        *(f"--{name}={str(value).lower()}" for name, value in CHOSEN.items()),
+    ]
+)

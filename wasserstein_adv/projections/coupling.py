@@ -228,7 +228,7 @@ def _thresholds(x: Array, scores: Array, best: Array) -> Array:
 
 
 def feasible_coupling(
-    window: Window, problem: CouplingProblem, duals: CouplingDuals, met: Array, cap: float | None
+    window: Window, problem: CouplingProblem, duals: CouplingDuals, met: Array, cap: Array | None
 ) -> tuple[Array, Array, Array]:
     """(plan, its column sums, its cost), feasible to rounding, from the plan at `duals`.
 
@@ -254,7 +254,7 @@ def feasible_coupling(
     return plan, _crop(window, columns), jnp.sum(spent, axis=(0, 1, 2))
 
 
-def _send_home(window: Window, x: Array, plan: Array, cap: float) -> Array:
+def _send_home(window: Window, x: Array, plan: Array, cap: Array) -> Array:
     """The plan that leaves at its source what would overfill a pixel."""
     foreign = plan.at[window.home].set(0.0)
     move = jnp.asarray(window.move)

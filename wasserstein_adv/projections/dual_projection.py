@@ -34,7 +34,6 @@ from wasserstein_adv.geometry.local_grid import LocalGrid
 from wasserstein_adv.projections.coupling import (
     CouplingDuals,
     CouplingProblem,
-    Window,
     check_geometry,
     check_plan,
     coupling_rows,
@@ -156,7 +155,7 @@ def dual_projection(
     radius: float | Float[Array, ""],
     duals: CouplingDuals | None = None,
     *,
-    cap: float | None = None,
+    cap: float | Float[Array, ""] | None = None,
     tolerance: float = 1e-4,
     max_iterations: int = 500,
 ) -> CouplingProjection:
@@ -199,13 +198,14 @@ def dual_projection(
     """
     check_plan(geometry, plan)
     check_shapes(geometry, x, plan[0])
-    check_stopping(tolerance, max_iterations)
+    tolerance, max_iterations = check_stopping(tolerance, max_iterations)
     check_positive("radius", radius)
     check_cap(cap)
     if duals is not None and jnp.shape(duals.prices) != x.shape:
         raise InputError(f"prices must have x's shape {x.shape}, got {jnp.shape(duals.prices)}")
     dtype = jnp.result_type(x, plan, jnp.float32)
     x, plan, radius = (jnp.asarray(a, dtype) for a in (x, plan, radius))
+    cap = None if cap is None else jnp.asarray(cap, dtype)
     if duals is None:
         duals = CouplingDuals(jnp.zeros((), dtype), jnp.zeros_like(x))
     duals = CouplingDuals(*(jnp.maximum(jnp.asarray(dual, dtype), 0.0) for dual in duals))
@@ -213,28 +213,28 @@ def dual_projection(
     if flat:
         x, plan = x[..., None], plan[..., None]
         duals = duals._replace(prices=duals.prices[..., None])
-    solve = functools.partial(
-        _solve, window_of(geometry), cap=cap, tolerance=tolerance, max_iterations=max_iterations
-    )
-    found = refuse_gradients("dual_projection", solve, x, plan, radius, duals)
+    solve = functools.partial(_solve, tolerance=tolerance, max_iterations=max_iterations)
+    found = refuse_gradients("dual_projection", solve, geometry, x, plan, radius, duals, cap)
     if flat:
         duals = found.duals._replace(prices=found.duals.prices[..., 0])
         found = found._replace(plan=found.plan[..., 0], point=found.point[..., 0], duals=duals)
     return found
 
 
+@functools.partial(jax.jit, static_argnames=("tolerance", "max_iterations"))
 def _solve(
-    window: Window,
+    geometry: LocalGrid,
     x: Array,
     plan: Array,
     radius: Array,
     duals: CouplingDuals,
+    cap: Array | None,
     *,
-    cap: float | None,
     tolerance: float,
     max_iterations: int,
 ) -> CouplingProjection:
     """The projection on (taps, H, W, C) arrays of one dtype."""
+    window = window_of(geometry)
     mass = jnp.sum(x)
     mass = jnp.where(mass > 0, mass, 1.0)
     problem = CouplingProblem(x, jnp.where(window.inside[..., None], plan, -jnp.inf))
@@ -263,11 +263,15 @@ def _solve(
         duals, residual, met, iterations = top.duals, top.misfit + top.gap, top.met, top.iteration
 
     def finish(
-        _: tuple[()], problem: CouplingProblem, duals: CouplingDuals, met: Array
+        _: tuple[()],
+        problem: CouplingProblem,
+        duals: CouplingDuals,
+        met: Array,
+        cap: Array | None,
     ) -> tuple[Array, ...]:
         return feasible_coupling(window, problem, duals, met, cap)
 
-    plan, point, cost = batch_last(finish)((), problem, duals, met)
+    plan, point, cost = batch_last(finish)((), problem, duals, met, cap)
     converged = met & (residual <= tolerance)
     return CouplingProjection(plan, point, duals, cost / mass, iterations, residual, converged)
 
@@ -275,7 +279,7 @@ def _solve(
 def _ascend(
     spend: Callable[[CouplingDuals], _Spent],
     duals: CouplingDuals,
-    cap: float,
+    cap: Array,
     mass: Array,
     tolerance: float,
     max_iterations: int,

@@ -22,7 +22,7 @@ I + div divᵀ, the grid's Laplacian, diagonal under the cosine transform.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -147,7 +147,7 @@ def flow_projection(
         raise InputError(f"x must have shape (H, W) or (H, W, C), got {x.shape}")
     if w.shape != x.shape:
         raise InputError(f"w must have x's shape {x.shape}, got {w.shape}")
-    check_stopping(tolerance, max_iterations)
+    tolerance, max_iterations = check_stopping(tolerance, max_iterations)
     check_positive("radius", radius)
     check_cap(cap)
     if start is not None and (
@@ -165,9 +165,7 @@ def flow_projection(
     if start is not None:
         flow, potential, penalty = (jnp.asarray(a, dtype) for a in start)
         start = FlowState(flow.reshape(2, *image), potential.reshape(image), penalty)
-    solve = batch_last(
-        functools.partial(_solve, tolerance=tolerance, max_iterations=max_iterations)
-    )
+    solve = functools.partial(_batched, tolerance=tolerance, max_iterations=max_iterations)
     transforms = tuple(jnp.asarray(_cosines(n), dtype) for n in image[:2])
     found = refuse_gradients("flow_projection", solve, transforms, problem, start)
     state = found.state
@@ -196,6 +194,14 @@ def _laplacian_filter(transforms: tuple[Array, Array], r: Array, shift: float) -
     inverse = jnp.asarray(inverses, r.dtype).reshape(*total.shape, *(1,) * (r.ndim - 2))
     there = exact("ij,jk...->ik...", rows, exact("kl,jl...->jk...", cols, r))
     return exact("ji,jk...->ik...", rows, exact("lk,jl...->jk...", cols, there * inverse))
+
+
+@functools.partial(jax.jit, static_argnames=("tolerance", "max_iterations"))
+def _batched(
+    transforms: tuple[Array, Array], problem: _Problem, start: FlowState | None, **stopping: Any
+) -> FlowProjection:
+    """`_solve` with the axes of vmap last."""
+    return batch_last(functools.partial(_solve, **stopping))(transforms, problem, start)
 
 
 def _solve(

@@ -104,12 +104,14 @@ def check_shapes(geometry: ott_geometry.Geometry, x: Array, w: Array) -> None:
         raise InputError(f"geometry has shape {over} pixels, x has {x.shape[0]}×{x.shape[1]}")
 
 
-def check_stopping(tolerance: float, max_iterations: int) -> None:
-    """Raise InputError unless the tolerance is positive and there is an iteration."""
+def check_stopping(tolerance: float, max_iterations: int) -> tuple[float, int]:
+    """Both, as what a program is compiled for; InputError unless the tolerance is positive and
+    there is an iteration."""
     if not tolerance > 0:
         raise InputError(f"tolerance must be positive, got {tolerance}")
     if not 1 <= max_iterations < 2**31:
         raise InputError(f"max_iterations must be 1 or more, below 2^31, got {max_iterations}")
+    return float(tolerance), int(max_iterations)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))

@@ -145,7 +145,7 @@ def linear_oracle(
     check_shapes(geometry, x, x)
     if y.shape != x.shape:
         raise InputError(f"y must have x's shape {x.shape}, got {y.shape}")
-    check_stopping(tolerance, max_iterations)
+    tolerance, max_iterations = check_stopping(tolerance, max_iterations)
     if reg is not None:
         check_positive("reg", reg)
     if not isinstance(radius, jax.Array) and not radius > 0:
@@ -180,6 +180,7 @@ def support_function(
     return linear_oracle(geometry, x, y, radius).bound
 
 
+@functools.partial(jax.jit, static_argnames=("tolerance", "max_iterations"))
 def _solve(
     geometry: ott_geometry.Geometry,
     x: Array,

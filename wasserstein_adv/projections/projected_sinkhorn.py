@@ -197,7 +197,7 @@ def projected_sinkhorn(
         (the function is traceable): see `check_images`.
     """
     check_shapes(geometry, x, w)
-    check_stopping(tolerance, max_iterations)
+    tolerance, max_iterations = check_stopping(tolerance, max_iterations)
     if memory < 0:
         raise InputError(f"memory must be 0 or more, got {memory}")
     check_positive("radius", radius)
@@ -225,6 +225,7 @@ def projected_sinkhorn(
     return projection
 
 
+@functools.partial(jax.jit, static_argnames=("step", "memory", "tolerance", "max_iterations"))
 def _solve(
     geometry: ott_geometry.Geometry,
     x: Array,

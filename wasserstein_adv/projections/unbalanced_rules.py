@@ -300,6 +300,7 @@ descent on Π, closed forms: with Wright's omega function ω,
 α = 2τx − η ω(ln(2τ/η) + ln Σ_j exp((β_j − C_ij)/η − 1) + 2τx/η), and likewise β."""
 
 
+@functools.cache
 def published(floor: float) -> Rule:
     """The paper's Algorithm 1: equations (11), (13) and (15) in turn, from α = β = 0 and z = w.
 

@@ -22,7 +22,7 @@ Channels are problems of their own: mass never crosses them, and nothing couples
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -175,7 +175,7 @@ def unbalanced_sinkhorn(
         (the function is traceable): see `check_images`.
     """
     check_shapes(geometry, x, w)
-    check_stopping(tolerance, max_iterations)
+    tolerance, max_iterations = check_stopping(tolerance, max_iterations)
     for name, value in (("eta", eta), ("tau", tau), ("gamma", gamma)):
         check_positive(name, value)
     problem = _problem(x, w, eta, tau, gamma)
@@ -184,10 +184,8 @@ def unbalanced_sinkhorn(
             if dual.shape != x.shape:
                 raise InputError(f"duals.{name} must have x's shape {x.shape}, got {dual.shape}")
         duals = UnbalancedDuals(*(jnp.asarray(d, problem.x.dtype).reshape(-1) for d in duals))
-    solve = batch_last(
-        functools.partial(
-            _solve, shape=x.shape, rule=rule, tolerance=tolerance, max_iterations=max_iterations
-        )
+    solve = functools.partial(
+        _batched, shape=x.shape, rule=rule, tolerance=tolerance, max_iterations=max_iterations
     )
     found = refuse_gradients("unbalanced_sinkhorn", solve, geometry, problem, duals)
     alpha, beta = (d.reshape(x.shape) for d in found.duals)
@@ -218,6 +216,17 @@ def _kernel(geometry: ott_geometry.Geometry, eta: Array, shape: tuple[int, ...])
         return mapped(h, eta)
 
     return apply
+
+
+@functools.partial(jax.jit, static_argnames=("shape", "rule", "tolerance", "max_iterations"))
+def _batched(
+    geometry: ott_geometry.Geometry,
+    problem: UnbalancedProblem,
+    duals: UnbalancedDuals | None,
+    **static: Any,
+) -> UnbalancedProjection:
+    """`_solve` with the axes of vmap last."""
+    return batch_last(functools.partial(_solve, **static))(geometry, problem, duals)
 
 
 def _solve(
