@@ -28,10 +28,10 @@ def pytest_configure(config):
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-    # One piece a program instead of 32, to be compiled side by side: the workers are side by side
-    # already. The programs are the same.
-    flags = os.environ.get("XLA_FLAGS", ""), "--xla_cpu_parallel_codegen_split_count=1"
-    os.environ["XLA_FLAGS"] = " ".join(flags)
+    # Compiled in one piece instead of 32 side by side, as the workers are side by side already, and
+    # by LLVM's first level of optimisation: most programs run once.
+    flags = "--xla_cpu_parallel_codegen_split_count=1 --xla_backend_optimization_level=1"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
 
 
 def pytest_collection_modifyitems(items):

@@ -2,7 +2,7 @@
 
 It leaves out what optimises, and makes XLA write its loops in the older, shorter way where it still
 can. Rounding differs by a few units in the last place, as it does from one device to another.
-Tests of the commands compile as users do.
+Tests of the commands compile in the usual way.
 """
 
 import functools

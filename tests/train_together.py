@@ -26,7 +26,7 @@ from wasserstein_adv.data import batch_indices, random_crop  # noqa: E402
 from wasserstein_adv.defenses import adversarial_training, plain  # noqa: E402
 from wasserstein_adv.training import Batch, initialise, to_unit_interval, train_step  # noqa: E402
 
-SIDE, COUNT, BATCH, STEPS, SEED = 8, 320, 32, 100, 5
+SIDE, COUNT, BATCH, STEPS, SEED = 8, 320, 32, 40, 5
 
 
 class Network(nn.Module):
