@@ -10,6 +10,7 @@ Exponents are −∞ in the margins, where nothing may go, and masses 0, so that
 
 import functools
 import operator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -44,6 +45,55 @@ def channel_totals(geometry: LocalGrid, strip: Float[Array, "p"]) -> Float[Array
     """A strip that holds, all over each channel, that channel's sum."""
     parts = _channels(geometry, strip)
     return jnp.broadcast_to(jnp.sum(parts, axis=(1, 2), keepdims=True), parts.shape).reshape(-1)
+
+
+def displacements(geometry: LocalGrid) -> list[tuple[float, tuple[int, int]]]:
+    """The finite costs of the window, each with one (Δrow, Δcol): the first axis of a plan."""
+    return [(cost, move) for cost, moves in geometry.taps(axis=1) for move in moves]
+
+
+def displaced(
+    geometry: LocalGrid, strip: Float[Array, "p"], sign: int = 1
+) -> Float[Array, "taps p"]:
+    """What stands at i ± (Δrow, Δcol), for every displacement and every i; 0 beyond the strip."""
+    shifted = _shifts(geometry, strip)
+    return jnp.stack([shifted(sign * i, sign * j) for _, (i, j) in displacements(geometry)])
+
+
+def weigh(
+    geometry: LocalGrid, weights: Float[Array, "taps p"], strip: Float[Array, "p"], sign: int = 1
+) -> Float[Array, "p"]:
+    """Σ over the displacements of a weight times what stands at i ± (Δrow, Δcol)."""
+    shifted = _shifts(geometry, strip)
+    return sum(
+        weight * shifted(sign * i, sign * j)
+        for weight, (_, (i, j)) in zip(weights, displacements(geometry), strict=True)
+    )
+
+
+def received(geometry: LocalGrid, sent: Float[Array, "taps p"]) -> Float[Array, "taps p"]:
+    """What a plan sends from i to i + (Δrow, Δcol), by where it goes to."""
+    stride = geometry.grid_size[1] + 2 * _reach(geometry)
+    most, size = _reach(geometry) * (stride + 1), sent.shape[1]
+    padded = jnp.pad(sent, ((0, 0), (most, most)))
+    starts = [most - (i * stride + j) for _, (i, j) in displacements(geometry)]
+    return jnp.concatenate(
+        [jax.lax.slice(padded, (tap, at), (tap + 1, at + size)) for tap, at in enumerate(starts)]
+    )
+
+
+def arriving(geometry: LocalGrid, sent: Float[Array, "taps p"]) -> Float[Array, "p"]:
+    """What a plan brings to every pixel: Σ over the displacements of `received`."""
+    reach = _reach(geometry)
+    stride = geometry.grid_size[1] + 2 * reach
+    most = reach * (stride + 1)
+    starts = [most - (i * stride + j) for _, (i, j) in displacements(geometry)]
+
+    def add(total: Array, tap: tuple[Array, Array]) -> tuple[Array, None]:
+        row, at = tap
+        return total + jax.lax.dynamic_slice_in_dim(jnp.pad(row, most), at, row.size), None
+
+    return jax.lax.scan(add, jnp.zeros_like(sent[0]), (sent, jnp.asarray(starts)))[0]
 
 
 def _channels(geometry: LocalGrid, strip: Array) -> Array:
@@ -153,6 +203,16 @@ def _by_cost(
     geometry: LocalGrid, v: Array, psi: Array, axis: int
 ) -> list[tuple[float, Array, Array]]:
     """Per cost c of the window: (c, exp(−ψc), the sum of `v` over the neighbours at that cost)."""
+    shifted = _shifts(geometry, v)
+
+    def neighbours(moves: list[tuple[int, int]]) -> Array:
+        return functools.reduce(operator.add, (shifted(*move) for move in moves))
+
+    return [(cost, jnp.exp(-psi * cost), neighbours(moves)) for cost, moves in geometry.taps(axis)]
+
+
+def _shifts(geometry: LocalGrid, v: Array) -> Callable[[int, int], Array]:
+    """(Δrow, Δcol) ↦ what stands there in the strip `v`, 0 beyond it."""
     reach = _reach(geometry)
     stride = geometry.grid_size[1] + 2 * reach
     most = reach * (stride + 1)
@@ -162,10 +222,7 @@ def _by_cost(
         start = most + drow * stride + dcol
         return jax.lax.slice(padded, (start,), (start + v.size,))
 
-    def neighbours(moves: list[tuple[int, int]]) -> Array:
-        return functools.reduce(operator.add, (shifted(*move) for move in moves))
-
-    return [(cost, jnp.exp(-psi * cost), neighbours(moves)) for cost, moves in geometry.taps(axis)]
+    return shifted
 
 
 def _moment(sums: list[tuple[float, Array, Array]], power: int) -> Array:

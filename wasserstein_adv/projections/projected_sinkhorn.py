@@ -55,6 +55,7 @@ from wasserstein_adv.projections.kernel import (
     refuse_gradients,
     rows_fit,
 )
+from wasserstein_adv.projections.semidual_newton import feasible_point, newton_projection
 
 __all__ = [
     "Duals",
@@ -68,6 +69,10 @@ __all__ = [
     "projected_sinkhorn",
     "psi_step",
 ]
+
+
+_BLOCKS = 100  # iterations of block ascent, if they converge at all
+_NEAR = 1e-1  # the residual from which Newton's method goes on
 
 
 class Duals(NamedTuple):
@@ -258,35 +263,53 @@ def _solve(
 
     one, inf = jnp.ones_like(reg), jnp.full_like(reg, jnp.inf)
 
-    def run(kernel: Kernel, psi: Array) -> tuple[Projection, Array]:
+    def run(kernel: Kernel, at_most: int) -> tuple[Projection, Array]:
         z = problem.w - beta / reg
         state = State(
             kernel.pack(beta, -jnp.inf), kernel.pack(z, 0.0), psi, one, inf, jnp.ones((), bool)
         )
         packed = problem._replace(x=kernel.pack(problem.x, 0.0), w=kernel.pack(problem.w, -jnp.inf))
-        found, fits = _run(kernel, packed, state, step, memory, tolerance, max_iterations)
-        found = found if cap is None else _fit(kernel, packed, found)
+        found, fits = _run(kernel, packed, state, step, memory, tolerance, at_most)
+        if cap is not None and not isinstance(geometry, LocalGrid):
+            found = _fit(kernel, packed, found)
         duals = found.duals._replace(beta=kernel.unpack(found.duals.beta))
         return found._replace(point=kernel.unpack(found.point), duals=duals), fits
 
-    def again(carry: tuple[Projection, Array]) -> tuple[Projection, Array]:
-        # Starting from the ψ found so far makes the body depend on the carry: XLA would otherwise
-        # take all of it for loop-invariant, and run it whether it is needed or not.
-        found = carry[0].duals.psi
-        solution, _ = run(log_domain(geometry), jnp.where(jnp.isfinite(found), found, psi))
-        return solution, jnp.ones((), bool)
-
     if isinstance(geometry, LocalGrid):
+        fast, fits = run(exp_domain(geometry), min(max_iterations, _BLOCKS))
+        if cap is not None:
+            point, cost = feasible_point(geometry, problem, fast.duals.beta, fast.duals.psi)
+            fast = fast._replace(point=point, cost=cost)
+
+        def finish(carry: tuple[Projection, Array]) -> tuple[Projection, Array]:
+            duals, near = carry[0].duals, fits & (carry[0].residual < _NEAR)
+            left = jnp.where(fits, max_iterations - carry[0].iterations, max_iterations)
+            found = newton_projection(geometry, problem, *duals, near, tolerance, left)
+            duals = Duals(found.beta, found.psi)
+            steps = jnp.minimum(carry[0].iterations + found.iterations, max_iterations)
+            converged = found.residual <= tolerance
+            return Projection(
+                found.point, duals, found.cost, steps, found.residual, converged
+            ), jnp.zeros((), bool)
+
         # A loop of at most one turn: a conditional that stays one under vmap, so that a batch pays
-        # for the log domain only if one of its images needs it.
-        fast = run(exp_domain(geometry), psi)
-        solution, _ = jax.lax.while_loop(lambda carry: ~carry[1], again, fast)
+        # for Newton's method only if one of its images needs it.
+        unfinished = ~fits | (~fast.converged & (fast.iterations < max_iterations))
+        solution, _ = jax.lax.while_loop(lambda carry: carry[1], finish, (fast, unfinished))
     else:
-        solution, _ = run(log_domain(geometry), psi)
-    # A blank image has nothing to move.
-    point = jnp.where(mass > 0, solution.point * unit, x)
+        solution, _ = run(log_domain(geometry), max_iterations)
+    # A blank image has nothing to move, and a full one no room.
+    room = jnp.sum(jnp.maximum(problem.cap - x_unit, 0.0))
+    only = (mass <= 0) | (room <= 10.0 * jnp.finfo(x.dtype).eps)
+    zero = jnp.zeros_like(reg)
     beta = solution.duals.beta + reg * shift
-    return solution._replace(point=point, duals=solution.duals._replace(beta=beta))
+    return solution._replace(
+        point=jnp.where(only, x, solution.point * unit),
+        duals=solution.duals._replace(beta=beta),
+        cost=jnp.where(only, zero, solution.cost),
+        residual=jnp.where(only, zero, solution.residual),
+        converged=only | solution.converged,
+    )
 
 
 def _first_psi(geometry: ott_geometry.Geometry, one: Array) -> Array:
@@ -356,15 +379,20 @@ def _fit(kernel: Kernel, problem: Problem, found: Projection) -> Projection:
     def kept(theta: Array) -> LogKernel:
         return kernel.log(beta + safe_log(theta), psi, 1)
 
+    def at_most(parts: Array, other: Array) -> Array:
+        """`parts`, scaled down to the total of `other` where their own is more: the two are one
+        mass, which the rounding of large exponents may not create."""
+        total, bound = kernel.totals(parts), kernel.totals(other)
+        return parts * jnp.where(total > bound, bound / jnp.where(total > 0, total, 1.0), 1.0)
+
     def leaving(theta: Array) -> Array:
         left = jnp.maximum(part(kept(theta).lse) - theta * staying, 0.0)
-        # The same mass, but for the rounding of large exponents: what leaves arrives.
-        total, arrived = kernel.totals(left), kernel.totals(theta * arriving)
-        return left * jnp.where(total > 0, arrived / jnp.where(total > 0, total, 1.0), 1.0)
+        return at_most(left, theta * arriving)
 
     arriving = jnp.maximum(found.point - staying, 0.0)
-    theta, point = turn_away(x, arriving, leaving, problem.cap)
-    shares = kept(theta)
+    theta, _ = turn_away(x, arriving, leaving, problem.cap)
+    left, shares = leaving(theta), kept(theta)
+    point = jnp.maximum(x - left + at_most(theta * arriving, left), 0.0)
     cost = jnp.sum(part(shares.lse) * shares.mean)
     # Where nothing moved, x itself.
     point = jnp.where(found.cost > 0, jnp.minimum(point, problem.cap), found.point)
