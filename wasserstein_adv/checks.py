@@ -3,50 +3,84 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from numpy.typing import ArrayLike
 
 from wasserstein_adv.errors import InputError
 
 
-def check_images(images: ArrayLike, name: str = "images") -> None:
+def check_images(images: Any, name: str = "images") -> None:
     """Refuse what is not a batch of images: (n, h, w, c), finite, in [0, 1].
 
     Args:
-      images: the batch, any real dtype; integers would be mistaken for intensities and are refused.
+      images: the batch, any floating type; integers would be mistaken for intensities and are
+        refused. Of a traced one the shape and the type are looked at.
       name: what to call it in the message.
 
     Raises:
       InputError: one line that says what is wrong.
     """
-    array = np.asarray(images)
+    array = images if isinstance(images, jax.Array) else np.asarray(images)
     if array.ndim != 4 or 0 in array.shape:
         raise InputError(f"{name} must have shape (n, h, w, c), none of them 0, got {array.shape}")
-    if not np.issubdtype(array.dtype, np.floating):
-        raise InputError(f"{name} must be floating point in [0, 1], got {array.dtype}")
-    bad = ~np.isfinite(array)
-    if bad.any():
-        raise InputError(f"{name} must be finite, {int(bad.sum())} values are not")
-    low, high = array.min(), array.max()
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        advice = ": divide by 255" if jnp.issubdtype(array.dtype, jnp.integer) else ""
+        raise InputError(f"{name} must be floating point in [0, 1], got {array.dtype}{advice}")
+    if isinstance(array, jax.core.Tracer):
+        return
+    low, high = float(array.min()), float(array.max())  # NaN where there is one
+    if not np.isfinite([low, high]).all():
+        bad = int((~np.isfinite(np.asarray(array, np.float64))).sum())
+        raise InputError(f"{name} must be finite, {bad} values are not")
     if low < 0 or high > 1:
-        raise InputError(f"{name} must lie in [0, 1], got values from {low:g} to {high:g}")
+        advice = ": divide by 255" if low >= 0 and 1 < high <= 255 else ""
+        raise InputError(f"{name} must lie in [0, 1], got values from {low:g} to {high:g}{advice}")
 
 
 def check_positive(name: str, value: Any) -> None:
-    """Refuse a setting that is not positive and finite; an array of JAX is let pass.
+    """Refuse a setting that is not positive and finite; a traced one is let pass.
 
     Raises:
       InputError: one line that names the setting.
     """
-    if not isinstance(value, jax.Array) and not 0 < value < float("inf"):
-        raise InputError(f"{name} must be positive and finite, got {value}")
+    if isinstance(value, jax.core.Tracer):
+        return
+    if not (_is_number(value) and 0 < value < float("inf")):
+        raise InputError(f"{name} must be positive and finite, got {value!r}")
 
 
 def check_cap(cap: Any) -> None:
-    """Refuse what no pixel could hold; None or ∞ for no limit, an array of JAX is let pass.
+    """Refuse what no pixel could hold; None or ∞ for no limit, a traced one is let pass.
 
     Raises:
       InputError: one line that says what is wrong.
     """
-    if cap is not None and not isinstance(cap, jax.Array) and not cap > 0:
-        raise InputError(f"cap must be positive, got {cap}")
+    if cap is None or isinstance(cap, jax.core.Tracer):
+        return
+    if not (_is_number(cap) and cap > 0):
+        raise InputError(f"cap must be positive, got {cap!r}")
+
+
+def check_room(x: Any, cap: Any) -> None:
+    """Refuse an image with more in a pixel than the cap; traced ones are let pass.
+
+    Raises:
+      InputError: one line that says what is wrong.
+    """
+    if cap is None or isinstance(x, jax.core.Tracer) or isinstance(cap, jax.core.Tracer):
+        return
+    most = float(np.max(x)) if np.size(x) else 0.0
+    if most > float(cap):
+        raise InputError(f"cap must be at least x's largest value {most:g}, got {float(cap):g}")
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is one real number: Python's, NumPy's, or JAX's."""
+    if isinstance(value, bool) or not isinstance(
+        value, (int, float, np.generic, np.ndarray, jax.Array)
+    ):
+        return False
+    kind = np.asarray(value)
+    return kind.ndim == 0 and (
+        jnp.issubdtype(kind.dtype, jnp.floating) or jnp.issubdtype(kind.dtype, jnp.integer)
+    )

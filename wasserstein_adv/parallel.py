@@ -21,7 +21,9 @@ from wasserstein_adv.attacks.first_order import (
     AttackState,
     FirstOrderAttack,
     LogitsFn,
-    check_batch,
+    as_batch,
+    check_key,
+    check_model,
     image_keys,
 )
 from wasserstein_adv.errors import InputError
@@ -164,9 +166,9 @@ def evaluator(
         resume: Progress | None = None,
         on_round: Callable[[Progress], None] = lambda progress: None,
     ) -> AttackResult:
-        check_batch(x, y)
-        if x.shape[0] == 0:
-            raise InputError("x must hold at least one image")
+        x, y = as_batch(x, y)
+        check_model(logits_fn, x, y)
+        check_key(key, x.shape[0])
         everyone = np.arange(x.shape[0])
         y = np.asarray(y, np.int32)
         start = start_with(jax.random.key_impl(key))

@@ -14,6 +14,7 @@ from wasserstein_adv.attacks.methods import Method, Moves
 from wasserstein_adv.attacks.objectives import Objective, cross_entropy
 from wasserstein_adv.attacks.objectives import targeted as towards
 from wasserstein_adv.attacks.sets import FeasibleSet
+from wasserstein_adv.checks import check_images
 from wasserstein_adv.errors import InputError
 
 LogitsFn = Callable[[Float[Array, "n h w c"]], Float[Array, "n k"]]
@@ -74,15 +75,18 @@ class FirstOrderAttack(NamedTuple):
           key: random key, of which image i uses `fold_in(key, i)`; or n keys, one per image.
           logits_fn: the model. Gradients stop here: a loss may call the attack on a model whose
             parameters it differentiates, and gets no gradient through the images.
-          x: (n, h, w, c) clean images in [0, 1].
+          x: (n, h, w, c) clean images in [0, 1]; of less than single precision they are taken to
+            it, and the model is given such.
           y: (n,) labels; the wanted labels if the attack is targeted.
 
         Raises:
-          InputError: shapes that do not agree.
+          InputError: shapes that do not agree; of arrays that are not traced, values that are no
+            images or no labels of the model's.
         """
-        check_batch(x, y)
-        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-        one_for_all = key.ndim == (0 if typed else 1)
+        x, y = as_batch(x, y)
+        check_model(logits_fn, x, y)
+        check_key(key, x.shape[0])
+        one_for_all = _is_one(key)
 
         def keys_of(restart: int | Array) -> Key[Array, "n"]:
             if one_for_all:
@@ -107,14 +111,61 @@ def image_keys(key: PRNGKeyArray, index: Int[Array, "n"]) -> Key[Array, "n"]:
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
 
 
-def check_batch(x: Array | np.ndarray, y: Array | np.ndarray) -> None:
-    """Raise InputError unless x is (n, h, w, c) and y is n integers."""
-    if x.ndim != 4:
-        raise InputError(f"x must have shape (n, h, w, c), got {x.shape}")
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise InputError(f"x must be floating point in [0, 1], got {x.dtype}")
+def as_batch(x: Any, y: Any) -> tuple[Array | np.ndarray, Array | np.ndarray]:
+    """A batch as attacks take it: images of single precision or better, and integer labels.
+
+    Args:
+      x: (n, h, w, c) images of a floating type; finite and in [0, 1], which is seen to unless they
+        are traced.
+      y: (n,) integers.
+
+    Raises:
+      InputError: one line that names the argument and says what is wrong.
+    """
+    for name, value in (("x", x), ("y", y)):
+        if not isinstance(value, (jax.Array, np.ndarray)):
+            raise InputError(f"{name} must be an array, got {type(value).__name__}")
+    check_images(x, "x")
     if y.shape != x.shape[:1] or not jnp.issubdtype(y.dtype, jnp.integer):
         raise InputError(f"y must be {x.shape[0]} integer labels, got {y.dtype} {y.shape}")
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return x if x.dtype == wide else x.astype(wide), y
+
+
+def check_model(logits_fn: LogitsFn, x: Array | np.ndarray, y: Array | np.ndarray) -> None:
+    """Raise InputError unless the model has logits for each image, and the labels are among them.
+
+    Labels that are traced are let pass.
+    """
+    image = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    logits = jax.eval_shape(logits_fn, image)
+    shape = getattr(logits, "shape", None)
+    if shape is None or len(shape) != 2 or shape[0] != x.shape[0] or shape[1] == 0:
+        got = type(logits).__name__ if shape is None else shape
+        raise InputError(
+            f"logits_fn must return logits of shape ({x.shape[0]}, classes), got {got}"
+        )
+    if not isinstance(y, jax.core.Tracer):
+        low, high = int(y.min()), int(y.max())
+        if low < 0 or high >= shape[1]:
+            raise InputError(
+                f"y must be labels from 0 to {shape[1] - 1}, as the model has {shape[1]} classes, "
+                f"got {low if low < 0 else high}"
+            )
+
+
+def check_key(key: Any, n: int) -> None:
+    """Raise InputError unless it is a random key, or n of them."""
+    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    raw = isinstance(key, (jax.Array, np.ndarray)) and key.dtype == np.uint32
+    if not (typed or raw):
+        raise InputError(f"key must be a random key such as jax.random.key(0), got {key!r:.40}")
+    if not _is_one(key) and key.shape[0] != n:
+        raise InputError(f"key must be one random key, or one for each of {n} images")
+
+
+def _is_one(key: Any) -> bool:
+    return key.ndim == (0 if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else 1)
 
 
 class FirstOrderOptions(TypedDict, total=False):
@@ -171,17 +222,18 @@ def first_order(
         raise InputError("restarts above 1 repeat the same attack unless random_start is set")
     aim = towards(objective) if targeted else objective
 
-    def judge(logits: Array, y: Array) -> tuple[Array, Array]:
+    def judge(logits: Array, y: Array) -> tuple[Array, Array, Array]:
+        """The objective, whether the attack succeeded, and whether there was an answer."""
         hit = jnp.argmax(logits, axis=-1) == y
         # Logits that are not numbers are an accident of the model, not a success of the attack.
         known = ~jnp.any(jnp.isnan(logits), axis=-1)
-        return jax.vmap(aim)(logits, y), known & (hit if targeted else ~hit)
+        return jax.vmap(aim)(logits, y), known & (hit if targeted else ~hit), known
 
     def init(keys: Key[Array, "n"], logits_fn: LogitsFn, x: Array, y: Array) -> AttackState:
         x = jax.lax.stop_gradient(x)
         n = x.shape[0]
         clean, memory = jax.vmap(feasible.init)(x)
-        value, success = judge(jax.lax.stop_gradient(logits_fn(x)), y)
+        value, success, _ = judge(jax.lax.stop_gradient(logits_fn(x)), y)
         zero = jnp.zeros(n, x.dtype)
         count = jnp.zeros(n, jnp.int32)
         kept = Candidate(x, memory, value, success, zero, zero, count)
@@ -201,20 +253,23 @@ def first_order(
         def loss(u):
             images = jax.vmap(feasible.decode)(x, u)
             logits = logits_fn(images)
-            value, success = judge(logits, y)
-            return -jnp.sum(value), (images, value, success)
+            judged = judge(logits, y)
+            return -jnp.sum(judged[0]), (images, judged)
 
-        gradient, (images, value, success) = jax.lax.stop_gradient(
-            jax.grad(loss, has_aux=True)(state.u)
-        )
+        gradient, (images, judged) = jax.lax.stop_gradient(jax.grad(loss, has_aux=True)(state.u))
         memory = state.memory
         if feasible.finish is not None:
             images, memory = jax.vmap(feasible.finish)(x, state.u, state.budget, memory)
-            value, success = judge(jax.lax.stop_gradient(logits_fn(images)), y)
+            judged = judge(jax.lax.stop_gradient(logits_fn(images)), y)
+        value, success, known = judged
         state = state._replace(memory=memory)
         distance = jax.vmap(feasible.distance)(x, state.u, memory)
         new = Candidate(images, memory, value, success, state.budget, distance, state.step)
-        kept = _select(unsettled(state) & keep.better(new, state.kept), new, state.kept)
+        better = known & unsettled(state) & keep.better(new, state.kept)
+        kept = _select(better, new, state.kept)
+        # Without a direction there is none to go, and no image may become NaN.
+        leads = jax.tree.reduce(jnp.logical_and, jax.tree.map(_finite, gradient))
+        gradient = _select(leads, gradient, jax.tree.map(jnp.zeros_like, gradient))
 
         def move(x, gradient, method_state, u, budget, memory):
             def lmo(gradient):
@@ -252,6 +307,10 @@ def first_order(
         )  # fmt: skip
 
     return FirstOrderAttack(init, step, unsettled, merge, result, restarts)
+
+
+def _finite(leaf: Array) -> Bool[Array, "n"]:
+    return jnp.all(jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim)))
 
 
 def _select(chosen: Bool[Array, "n"], new: Any, old: Any) -> Any:

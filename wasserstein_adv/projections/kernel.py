@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 from ott.geometry import geometry as ott_geometry
 
+from wasserstein_adv.checks import check_positive
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.geometry.local_grid import LocalGrid
 from wasserstein_adv.geometry.log_kernel import LogKernel, log_kernel, push_forward
@@ -107,10 +109,12 @@ def check_shapes(geometry: ott_geometry.Geometry, x: Array, w: Array) -> None:
 def check_stopping(tolerance: float, max_iterations: int) -> tuple[float, int]:
     """Both, as what a program is compiled for; InputError unless the tolerance is positive and
     there is an iteration."""
-    if not tolerance > 0:
-        raise InputError(f"tolerance must be positive, got {tolerance}")
-    if not 1 <= max_iterations < 2**31:
-        raise InputError(f"max_iterations must be 1 or more, below 2^31, got {max_iterations}")
+    check_positive("tolerance", tolerance)
+    whole = isinstance(max_iterations, (int, np.integer)) and not isinstance(max_iterations, bool)
+    if not (whole and 1 <= max_iterations < 2**31):
+        raise InputError(
+            f"max_iterations must be a whole number, 1 or more, below 2^31, got {max_iterations!r}"
+        )
     return float(tolerance), int(max_iterations)
 
 
