@@ -74,11 +74,8 @@ def _git(root: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(
             ["git", "-C", str(root), *arguments],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-        )
+            capture_output=True, text=True, timeout=30, check=True,
+        )  # fmt: skip
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import shutil
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -165,10 +166,13 @@ def _join(config: TrainOptions) -> None:
         jax.config.update("jax_enable_preemption_service", False)
         named = {} if config.coordinator == "auto" else {"coordinator_address": config.coordinator}
         try:
+            if named:  # a name that nobody knows would end the process without a word of Python's
+                host, _, port = config.coordinator.rpartition(":")
+                socket.getaddrinfo(host.strip("[]"), port)
             jax.distributed.initialize(
                 **named, num_processes=config.num_processes, process_id=config.process_id
             )
-        except (RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise InputError(f"--coordinator {config.coordinator}: {reason}") from error
 

@@ -53,6 +53,7 @@ def command(monkeypatch, tmp_path):
         ("--model resnet18", "resnet18 does not take mnist's images of 28×28×1"),
         ("--num-processes 2", "need --coordinator HOST:PORT"),
         ("--coordinator here:1", "needs --num-processes and --process-id"),
+        ("--coordinator here:x --num-processes 2 --process-id 0", "--coordinator here:x: [Errno"),
         ("--init nothing.pth", "nothing.pth: no such file"),
     ],
 )
