@@ -37,16 +37,18 @@ def check_images(images: Any, name: str = "images") -> None:
         raise InputError(f"{name} must lie in [0, 1], got values from {low:g} to {high:g}{advice}")
 
 
-def check_positive(name: str, value: Any) -> None:
-    """Refuse a setting that is not positive and finite; a traced one is let pass.
+def check_positive(name: str, value: Any, *, infinite: bool = False) -> None:
+    """Refuse a setting that is not positive and finite, or ∞ where it may be `infinite`; a traced
+    one is let pass.
 
     Raises:
       InputError: one line that names the setting.
     """
     if isinstance(value, jax.core.Tracer):
         return
-    if not (_is_number(value) and 0 < value < float("inf")):
-        raise InputError(f"{name} must be positive and finite, got {value!r}")
+    if not (_is_number(value) and value > 0 and (infinite or value < float("inf"))):
+        must = "positive" if infinite else "positive and finite"
+        raise InputError(f"{name} must be {must}, got {value!r}")
 
 
 def check_cap(cap: Any) -> None:
@@ -55,10 +57,8 @@ def check_cap(cap: Any) -> None:
     Raises:
       InputError: one line that says what is wrong.
     """
-    if cap is None or isinstance(cap, jax.core.Tracer):
-        return
-    if not (_is_number(cap) and cap > 0):
-        raise InputError(f"cap must be positive, got {cap!r}")
+    if cap is not None:
+        check_positive("cap", cap, infinite=True)
 
 
 def check_room(x: Any, cap: Any) -> None:
@@ -72,6 +72,29 @@ def check_room(x: Any, cap: Any) -> None:
     most = float(np.max(x)) if np.size(x) else 0.0
     if most > float(cap):
         raise InputError(f"cap must be at least x's largest value {most:g}, got {float(cap):g}")
+
+
+def check_field(name: str, values: Any, *, signed: bool = True) -> None:
+    """Refuse what is not an array of finite numbers of a floating type; `signed` says whether they
+    may be negative. Integers would be mistaken for intensities. Of a traced one only the type is
+    looked at.
+
+    Raises:
+      InputError: one line that names the array and says what is wrong.
+    """
+    if not isinstance(values, (jax.Array, np.ndarray)):
+        raise InputError(f"{name} must be an array, got {type(values).__name__}")
+    if not jnp.issubdtype(values.dtype, jnp.floating):
+        raise InputError(f"{name} must be floating point, got {values.dtype}")
+    if isinstance(values, jax.core.Tracer) or values.size == 0:
+        return
+    here = np.asarray(values)
+    low, high = float(here.min()), float(here.max())  # NaN where there is one
+    if not np.isfinite([low, high]).all():
+        bad = int((~np.isfinite(here)).sum())
+        raise InputError(f"{name} must be finite, {bad} values are not")
+    if low < 0 and not signed:
+        raise InputError(f"{name} must be non-negative, got {low:g}")
 
 
 def _is_number(value: Any) -> bool:

@@ -83,9 +83,9 @@ class FirstOrderAttack(NamedTuple):
           InputError: shapes that do not agree; of arrays that are not traced, values that are no
             images or no labels of the model's.
         """
-        x, y = as_batch(x, y)
-        check_model(logits_fn, x, y)
-        check_key(key, x.shape[0])
+        images, y = as_batch(x, y)
+        check_model(logits_fn, images, y)
+        check_key(key, images.shape[0])
         one_for_all = _is_one(key)
 
         def keys_of(restart: int | Array) -> Key[Array, "n"]:
@@ -96,8 +96,8 @@ class FirstOrderAttack(NamedTuple):
         def attempt(restart: int | Array) -> AttackState:
             return jax.lax.while_loop(
                 lambda state: jnp.any(self.unsettled(state)),
-                lambda state: self.step(logits_fn, x, y, state),
-                self.init(keys_of(restart), logits_fn, x, y),
+                lambda state: self.step(logits_fn, images, y, state),
+                self.init(keys_of(restart), logits_fn, images, y),
             )
 
         state = jax.lax.fori_loop(
@@ -111,7 +111,7 @@ def image_keys(key: PRNGKeyArray, index: Int[Array, "n"]) -> Key[Array, "n"]:
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
 
 
-def as_batch(x: Any, y: Any) -> tuple[Array | np.ndarray, Array | np.ndarray]:
+def as_batch(x: Any, y: Any) -> tuple[Any, Any]:
     """A batch as attacks take it: images of single precision or better, and integer labels.
 
     Args:

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from wasserstein_adv.checks import check_cap, check_positive
+from wasserstein_adv.checks import check_cap, check_field, check_positive, check_room
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.geometry.batching import batch_last
 from wasserstein_adv.geometry.local_grid import LocalGrid
@@ -42,7 +42,12 @@ from wasserstein_adv.projections.coupling import (
     sum_columns,
     window_of,
 )
-from wasserstein_adv.projections.kernel import check_shapes, check_stopping, refuse_gradients
+from wasserstein_adv.projections.kernel import (
+    check_shapes,
+    check_stopping,
+    in_range,
+    refuse_gradients,
+)
 from wasserstein_adv.projections.multiplier import solve_multiplier
 
 __all__ = [
@@ -198,9 +203,11 @@ def dual_projection(
     """
     check_plan(geometry, plan)
     check_shapes(geometry, x, plan[0])
+    check_field("plan", plan)
     tolerance, max_iterations = check_stopping(tolerance, max_iterations)
     check_positive("radius", radius)
     check_cap(cap)
+    check_room(x, cap)
     if duals is not None and jnp.shape(duals.prices) != x.shape:
         raise InputError(f"prices must have x's shape {x.shape}, got {jnp.shape(duals.prices)}")
     dtype = jnp.result_type(x, plan, jnp.float32)
@@ -272,7 +279,11 @@ def _solve(
         return feasible_coupling(window, problem, duals, met, cap)
 
     plan, point, cost = batch_last(finish)((), problem, duals, met, cap)
-    converged = met & (residual <= tolerance)
+    sound = in_range(x.reshape(-1), cap, radius)
+    at_home = jnp.arange(len(plan)) == window.home
+    plan = jnp.where(sound, plan, jnp.where(at_home[:, None, None, None], x, 0.0))
+    point, cost = jnp.where(sound, point, x), jnp.where(sound, cost, 0.0)
+    converged = sound & met & (residual <= tolerance)
     return CouplingProjection(plan, point, duals, cost / mass, iterations, residual, converged)
 
 

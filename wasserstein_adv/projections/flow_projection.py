@@ -29,13 +29,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from wasserstein_adv.checks import check_cap, check_positive
+from wasserstein_adv.checks import check_cap, check_field, check_positive, check_room
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.geometry.batching import batch_last
-from wasserstein_adv.projections.kernel import check_stopping, refuse_gradients
+from wasserstein_adv.projections.kernel import check_stopping, in_range, refuse_gradients
 
 _RELAXATION = 1.7
 _ROUND = 10  # iterations between two looks at the duality gap
+_FARTHEST = 1e15  # from x to w, in units of x's mass
 _BALANCED = 200  # iterations in which ρ is adapted
 
 
@@ -143,6 +144,8 @@ def flow_projection(
       InputError: shapes that do not agree, or static arguments out of range. Values are not checked
         (the function is traceable): see `check_images`.
     """
+    check_field("x", x, signed=False)
+    check_field("w", w)
     if x.ndim not in (2, 3):
         raise InputError(f"x must have shape (H, W) or (H, W, C), got {x.shape}")
     if w.shape != x.shape:
@@ -150,6 +153,7 @@ def flow_projection(
     tolerance, max_iterations = check_stopping(tolerance, max_iterations)
     check_positive("radius", radius)
     check_cap(cap)
+    check_room(x, cap)
     if start is not None and (
         start.flow.shape != (2, *x.shape) or start.potential.shape != x.shape
     ):
@@ -160,17 +164,43 @@ def flow_projection(
     dtype = jnp.result_type(x, w, jnp.float32)
     image = x.shape if x.ndim == 3 else (*x.shape, 1)
     x_, w_ = (jnp.asarray(a, dtype).reshape(image) for a in (x, w))
-    budget = jnp.asarray(radius, dtype) * jnp.sum(x_)
-    problem = _Problem(x_, w_, budget, jnp.asarray(cap, dtype))
+    radius, cap = jnp.asarray(radius, dtype), jnp.asarray(cap, dtype)
     if start is not None:
         flow, potential, penalty = (jnp.asarray(a, dtype) for a in start)
         start = FlowState(flow.reshape(2, *image), potential.reshape(image), penalty)
-    solve = functools.partial(_batched, tolerance=tolerance, max_iterations=max_iterations)
-    transforms = tuple(jnp.asarray(_cosines(n), dtype) for n in image[:2])
-    found = refuse_gradients("flow_projection", solve, transforms, problem, start)
+    solve = functools.partial(_of_any_mass, tolerance=tolerance, max_iterations=max_iterations)
+    found = refuse_gradients("flow_projection", solve, x_, w_, radius, cap, start)
     state = found.state
     state = FlowState(state.flow.reshape(2, *x.shape), state.potential.reshape(x.shape), state[2])
     return found._replace(point=found.point.reshape(x.shape), state=state)
+
+
+@functools.partial(jax.jit, static_argnames=("tolerance", "max_iterations"))
+def _of_any_mass(
+    x: Array, w: Array, radius: Array, cap: Array, start: FlowState | None, **stopping: Any
+) -> FlowProjection:
+    """The projection in units of the size of x's mass, a power of two, in which nothing is too
+    small or too large to square."""
+    total = jnp.sum(x)
+    sound = in_range(x.reshape(-1), cap, radius)
+    moves = sound & (total > 0)
+    mass = jnp.ldexp(jnp.ones_like(total), jnp.frexp(jnp.where(moves, total, 1.0))[1])
+    wanted = w / mass
+    # What is farther from x than this has no digit of it left.
+    reached = jnp.all(jnp.abs(wanted) <= _FARTHEST)
+    wanted = jnp.clip(wanted, -_FARTHEST, _FARTHEST)
+    budget = jnp.where(moves, radius * (total / mass), 0.0)
+    problem = _Problem(jnp.where(moves, x / mass, 0.0), wanted, budget, cap / mass)
+    if start is not None:
+        start = FlowState(start.flow / mass, start.potential / mass, start.penalty)
+    transforms = tuple(jnp.asarray(_cosines(n), x.dtype) for n in x.shape[:2])
+    found = batch_last(functools.partial(_solve, **stopping))(transforms, problem, start)
+    flow, potential, penalty = found.state
+    return found._replace(
+        point=jnp.where(moves, jnp.clip(found.point * mass, 0.0, cap), x),
+        state=FlowState(flow * mass, potential * mass, penalty),
+        converged=sound & ((total <= 0) | (reached & found.converged)),
+    )
 
 
 def _cosines(n: int) -> np.ndarray:
@@ -194,14 +224,6 @@ def _laplacian_filter(transforms: tuple[Array, Array], r: Array, shift: float) -
     inverse = jnp.asarray(inverses, r.dtype).reshape(*total.shape, *(1,) * (r.ndim - 2))
     there = exact("ij,jk...->ik...", rows, exact("kl,jl...->jk...", cols, r))
     return exact("ji,jk...->ik...", rows, exact("lk,jl...->jk...", cols, there * inverse))
-
-
-@functools.partial(jax.jit, static_argnames=("tolerance", "max_iterations"))
-def _batched(
-    transforms: tuple[Array, Array], problem: _Problem, start: FlowState | None, **stopping: Any
-) -> FlowProjection:
-    """`_solve` with the axes of vmap last."""
-    return batch_last(functools.partial(_solve, **stopping))(transforms, problem, start)
 
 
 def _solve(

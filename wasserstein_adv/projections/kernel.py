@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 from ott.geometry import geometry as ott_geometry
 
-from wasserstein_adv.checks import check_positive
+from wasserstein_adv.checks import check_field, check_positive
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.geometry.local_grid import LocalGrid
 from wasserstein_adv.geometry.log_kernel import LogKernel, log_kernel, push_forward
@@ -87,13 +87,27 @@ def alpha_step(log_x: Float[Array, "..."], row_lse: Float[Array, "..."]) -> Floa
     return jnp.where(log_x == -jnp.inf, -jnp.inf, log_x - row_lse + 1.0)
 
 
+def in_range(
+    x: Float[Array, "pixels *b"], cap: Any, *positive: Float[Array, "*b"]
+) -> Bool[Array, "*b"]:
+    """Whether arguments that were traced, and so could not be refused, pose the problem: every
+    pixel of x in [0, cap], numbers that must be positive positive and finite."""
+    sound = jnp.all((x >= 0) & (x <= (jnp.inf if cap is None else cap)), axis=0)
+    for number in positive:
+        sound &= (number > 0) & (number < jnp.inf)
+    return sound
+
+
 def rows_fit(x: Array, row: LogKernel) -> Bool[Array, ""]:
     """Whether every sum that counts is inside the kernel's range."""
     return jnp.all((x == 0) | (row.lse >= row.floor))
 
 
 def check_shapes(geometry: ott_geometry.Geometry, x: Array, w: Array) -> None:
-    """Raise InputError unless x and w are images of one shape, over the geometry's pixels."""
+    """Raise InputError unless x and w are images of one shape, over the geometry's pixels, and x
+    is non-negative, both finite, as far as they are not traced."""
+    check_field("x", x, signed=False)
+    check_field("w", w)
     if x.ndim not in (2, 3):
         raise InputError(f"x must have shape (H, W) or (H, W, C), got {x.shape}")
     if w.shape != x.shape:
@@ -113,7 +127,7 @@ def check_stopping(tolerance: float, max_iterations: int) -> tuple[float, int]:
     whole = isinstance(max_iterations, (int, np.integer)) and not isinstance(max_iterations, bool)
     if not (whole and 1 <= max_iterations < 2**31):
         raise InputError(
-            f"max_iterations must be a whole number, 1 or more, below 2^31, got {max_iterations!r}"
+            f"max_iterations must be 1 or more, whole and below 2^31, got {max_iterations!r}"
         )
     return float(tolerance), int(max_iterations)
 

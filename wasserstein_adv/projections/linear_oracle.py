@@ -33,13 +33,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 from ott.geometry import geometry as ott_geometry
 
-from wasserstein_adv.checks import check_positive
+from wasserstein_adv.checks import check_field, check_positive
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.geometry.best_destination import Choice, best_destination
 from wasserstein_adv.projections.budget import dots
 from wasserstein_adv.projections.kernel import (
     check_shapes,
     check_stopping,
+    in_range,
     log_domain,
     refuse_gradients,
 )
@@ -143,13 +144,13 @@ def linear_oracle(
         (the function is traceable).
     """
     check_shapes(geometry, x, x)
+    check_field("y", y)
     if y.shape != x.shape:
         raise InputError(f"y must have x's shape {x.shape}, got {y.shape}")
     tolerance, max_iterations = check_stopping(tolerance, max_iterations)
     if reg is not None:
         check_positive("reg", reg)
-    if not isinstance(radius, jax.Array) and not radius > 0:
-        raise InputError(f"radius must be positive, got {radius}")
+    check_positive("radius", radius, infinite=True)
     dtype = jnp.result_type(x, y, jnp.float32)
     x, y, radius = (jnp.asarray(a, dtype) for a in (x, y, radius))
     reg, psi = (None if a is None else jnp.asarray(a, dtype) for a in (reg, psi))
@@ -227,8 +228,9 @@ def _solve(
     moved: Any = sum(s * _push(plans, share, p) for p, s in zip(prices, shares, strict=True))
     at_rest, attained = dots([share, moved], unit_y)
     base = jnp.sum(shift * channel_mass)
+    sound = in_range(x.reshape(-1), None) & (radius > 0)
     return LinearMaximum(
-        point=moved * mass,
+        point=jnp.where(sound, moved * mass, x),
         value=base + scale * (mass * attained),
         bound=base + scale * (mass * (at_rest + rise)),
         psi=scale * price,
@@ -236,7 +238,7 @@ def _solve(
         prices=scale / weight * prices,
         shares=shares,
         reg=used,
-        converged=search.found,
+        converged=sound & search.found,
         iterations=search.iteration,
     )
 

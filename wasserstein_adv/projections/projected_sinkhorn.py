@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from ott.geometry import geometry as ott_geometry
 
-from wasserstein_adv.checks import check_cap, check_positive
+from wasserstein_adv.checks import check_cap, check_positive, check_room
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.geometry.local_grid import LocalGrid
 from wasserstein_adv.geometry.log_kernel import LogKernel, safe_log
@@ -51,6 +51,7 @@ from wasserstein_adv.projections.kernel import (
     check_shapes,
     check_stopping,
     exp_domain,
+    in_range,
     log_domain,
     refuse_gradients,
     rows_fit,
@@ -208,6 +209,7 @@ def projected_sinkhorn(
     check_positive("radius", radius)
     check_positive("reg", reg)
     check_cap(cap)
+    check_room(x, cap)
     dtype = jnp.result_type(x, w, jnp.float32)
     x, w = jnp.asarray(x, dtype), jnp.asarray(w, dtype)
     radius, reg = jnp.asarray(radius, dtype), jnp.asarray(reg, dtype)
@@ -301,14 +303,16 @@ def _solve(
     # A blank image has nothing to move, and a full one no room.
     room = jnp.sum(jnp.maximum(problem.cap - x_unit, 0.0))
     only = (mass <= 0) | (room <= 10.0 * jnp.finfo(x.dtype).eps)
+    sound = in_range(x.reshape(-1), cap, radius, reg)
+    stays = only | ~sound
     zero = jnp.zeros_like(reg)
     beta = solution.duals.beta + reg * shift
     return solution._replace(
-        point=jnp.where(only, x, solution.point * unit),
+        point=jnp.where(stays, x, solution.point * unit),
         duals=solution.duals._replace(beta=beta),
-        cost=jnp.where(only, zero, solution.cost),
-        residual=jnp.where(only, zero, solution.residual),
-        converged=only | solution.converged,
+        cost=jnp.where(stays, zero, solution.cost),
+        residual=jnp.where(sound, jnp.where(only, zero, solution.residual), jnp.inf),
+        converged=sound & (only | solution.converged),
     )
 
 

@@ -37,6 +37,7 @@ from wasserstein_adv.geometry.log_kernel import LogKernel
 from wasserstein_adv.projections.kernel import (
     check_shapes,
     check_stopping,
+    in_range,
     log_domain,
     refuse_gradients,
 )
@@ -265,8 +266,11 @@ def _solve(
     row = kernel(plan.beta, 1)
     residual = rule.residual(kernel, problem, plan, row.lse, last)
     duals = UnbalancedDuals(plan.alpha * problem.eta, plan.beta * problem.eta)
+    sound = in_range(problem.x, None, problem.eta, problem.tau, problem.gamma)
+    converged = sound & (residual <= tolerance)
+    point = jnp.where(sound, plan.z, problem.x)
     return UnbalancedProjection(
-        plan.z, duals, *_shares(problem, plan, row), iterations, residual, residual <= tolerance
+        point, duals, *_shares(problem, plan, row), iterations, residual, converged
     )
 
 
