@@ -69,7 +69,7 @@ def check_room(x: Any, cap: Any) -> None:
     """
     if cap is None or isinstance(x, jax.core.Tracer) or isinstance(cap, jax.core.Tracer):
         return
-    most = float(np.max(x)) if np.size(x) else 0.0
+    most = float(np.asarray(x).max(initial=0.0))
     if most > float(cap):
         raise InputError(f"cap must be at least x's largest value {most:g}, got {float(cap):g}")
 
