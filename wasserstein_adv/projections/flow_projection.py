@@ -68,19 +68,25 @@ class FlowProjection(NamedTuple):
 
 
 class _Problem(NamedTuple):
-    """The problem with the axes of every vmap last."""
+    """The problem in the change d = z − x, with the axes of every vmap last:
 
-    x: Float[Array, "h w c *b"]
-    w: Float[Array, "h w c *b"]
+    min over d, m of  ½‖d − v‖²  subject to  d = −div m,  ‖m‖₁ ≤ budget,  low ≤ d ≤ high.
+
+    Changes are small where images are not: single precision has its digits where they count.
+    """
+
+    v: Float[Array, "h w c *b"]
+    """w − x, up to a constant in every channel, which mass that stays the same does not feel."""
+    low: Float[Array, "h w c *b"]
+    high: Float[Array, "h w c *b"]
     budget: Float[Array, "*b"]
-    cap: Float[Array, "*b"]
 
 
 class _Iterate(NamedTuple):
     """A point of the graph, with the multipliers ρ of leaving it: (ρ∇η, ρη)."""
 
     m: Array
-    z: Array
+    d: Array
     eta: Array
     rho: Array
     threshold: Array
@@ -185,20 +191,23 @@ def _of_any_mass(
     sound = in_range(x.reshape(-1), cap, radius)
     moves = sound & (total > 0)
     mass = jnp.ldexp(jnp.ones_like(total), jnp.frexp(jnp.where(moves, total, 1.0))[1])
-    wanted = w / mass
+    change = (w - x) / mass
     # What is farther from x than this has no digit of it left.
-    reached = jnp.all(jnp.abs(wanted) <= _FARTHEST)
-    wanted = jnp.clip(wanted, -_FARTHEST, _FARTHEST)
+    reached = jnp.all(jnp.abs(change) <= _FARTHEST)
+    change = jnp.clip(change, -_FARTHEST, _FARTHEST)
+    change -= jnp.mean(change, axis=(0, 1))
+    here = jnp.where(moves, x / mass, 0.0)
     budget = jnp.where(moves, radius * (total / mass), 0.0)
-    problem = _Problem(jnp.where(moves, x / mass, 0.0), wanted, budget, cap / mass)
+    problem = _Problem(change, -here, cap / mass - here, budget)
     if start is not None:
         start = FlowState(start.flow / mass, start.potential / mass, start.penalty)
     transforms = tuple(jnp.asarray(_cosines(n), x.dtype) for n in x.shape[:2])
     found = batch_last(functools.partial(_solve, **stopping))(transforms, problem, start)
     flow, potential, penalty = found.state
     return found._replace(
-        point=jnp.where(moves, jnp.clip(found.point * mass, 0.0, cap), x),
+        point=jnp.where(moves, jnp.clip(x + found.point * mass, 0.0, cap), x),
         state=FlowState(flow * mass, potential * mass, penalty),
+        cost=found.cost / jnp.where(moves, total / mass, 1.0),
         converged=sound & ((total <= 0) | (reached & found.converged)),
     )
 
@@ -234,18 +243,18 @@ def _solve(
     tolerance: float,
     max_iterations: int,
 ) -> FlowProjection:
-    x, _, budget, _ = problem
+    """The projection with its point as a change, and its cost in units of the budget."""
+    v, low, _, budget = problem
     unlimited, offset = _without_budget(problem)
-    reach = jnp.sqrt(_over_pixels(jnp.square(unlimited - x)))
+    reach = jnp.sqrt(_over_pixels(jnp.square(unlimited)))
     # Less than the rounding of x is no way to go.
-    rounding = 10.0 * jnp.finfo(x.dtype).eps * jnp.sqrt(_over_pixels(jnp.square(x)))
+    rounding = 10.0 * jnp.finfo(v.dtype).eps * jnp.sqrt(_over_pixels(jnp.square(low)))
     scale = jnp.where(reach > 0, jnp.maximum(reach, rounding), 1.0)
-    mass = _over_pixels(x)
 
     def look(boxed: Array, m: Array, phi: Array, rho: Array, iterations: Array) -> FlowProjection:
         point, flow = _feasible(transforms, problem, boxed, m)
         residual = jnp.sqrt(2.0 * _duality_gap(problem, point, flow, phi)) / scale
-        cost = _over_edges(jnp.abs(flow)) / jnp.where(mass > 0, mass, 1.0)
+        cost = _over_edges(jnp.abs(flow))
         return FlowProjection(
             point, FlowState(flow, phi, rho), cost, iterations, residual, residual <= tolerance
         )
@@ -265,13 +274,13 @@ def _solve(
         return jax.tree.map(lambda a, b: jnp.where(go, a, b), (new, seen), carry)
 
     one, none = jnp.ones_like(budget), jnp.zeros(budget.shape, jnp.int32)
-    zero = jnp.zeros((2, *x.shape), x.dtype)
+    zero = jnp.zeros((2, *v.shape), v.dtype)
     # If the budget leaves room for the flow that Poisson's equation finds, this is the answer.
-    free = look(unlimited, zero, jnp.broadcast_to(offset, x.shape), one, none)
+    free = look(unlimited, zero, jnp.broadcast_to(offset, v.shape), one, none)
     if start is None:
-        start = FlowState(zero, jnp.zeros_like(x), one)
+        start = FlowState(zero, jnp.zeros_like(v), one)
     m, phi, rho = start
-    first = _Iterate(m, x - divergence(m), phi / rho, rho, jnp.zeros_like(budget))
+    first = _Iterate(m, -divergence(m), phi / rho, rho, jnp.zeros_like(budget))
     _, found = jax.lax.while_loop(lambda carry: jnp.any(unfinished(carry[1])), body, (first, free))
     return found
 
@@ -279,16 +288,17 @@ def _solve(
 def _step(
     transforms: tuple[Array, Array], problem: _Problem, iterate: _Iterate
 ) -> tuple[_Iterate, Array, Array]:
-    """One iteration, with the flow of the ℓ₁ ball and the image of the box that it went through."""
-    x, w, budget, cap = problem
-    m, z, eta, rho, threshold = iterate
+    """One iteration, with the flow of the ℓ₁ ball and the change in the box on the way."""
+    v, low, high, budget = problem
+    m, d, eta, rho, threshold = iterate
     pull = descent(eta)
     flow, threshold = _onto_l1_ball(m - pull, budget, threshold)
-    boxed = jnp.clip((w + rho * (z - eta)) / (1.0 + rho), 0.0, cap)
-    ahead = _RELAXATION * flow + (1.0 - _RELAXATION) * m + pull
-    image = _RELAXATION * boxed + (1.0 - _RELAXATION) * z + eta
-    eta = _laplacian_filter(transforms, image - x + divergence(ahead), 1.0)
-    return _Iterate(ahead - descent(eta), image - eta, eta, rho, threshold), flow, boxed
+    boxed = jnp.clip((v + rho * (d - eta)) / (1.0 + rho), low, high)
+    ahead = _RELAXATION * flow + (1.0 - _RELAXATION) * m
+    change = _RELAXATION * boxed + (1.0 - _RELAXATION) * d
+    # Onto the graph, from where η has no part in it: what is to be filtered falls to zero.
+    rise = _laplacian_filter(transforms, change + divergence(ahead), 1.0)
+    return _Iterate(ahead - descent(rise), change - rise, eta + rise, rho, threshold), flow, boxed
 
 
 def _round(
@@ -297,7 +307,7 @@ def _round(
     def body(_, carry):
         return _step(transforms, problem, carry[0])
 
-    return jax.lax.fori_loop(0, _ROUND, body, (iterate, iterate.m, iterate.z))
+    return jax.lax.fori_loop(0, _ROUND, body, (iterate, iterate.m, iterate.d))
 
 
 def _balanced(new: _Iterate, old: _Iterate, flow: Array, boxed: Array) -> _Iterate:
@@ -305,10 +315,10 @@ def _balanced(new: _Iterate, old: _Iterate, flow: Array, boxed: Array) -> _Itera
 
     He, Yang and Wang (2000), with residuals relative to what they are differences of.
     """
-    apart = _over_edges(jnp.square(new.m - flow)) + _over_pixels(jnp.square(new.z - boxed))
+    apart = _over_edges(jnp.square(new.m - flow)) + _over_pixels(jnp.square(new.d - boxed))
     size = _over_edges(jnp.square(flow)) + _over_pixels(jnp.square(boxed))
     moved = (
-        _over_edges(jnp.square(new.m - old.m)) + _over_pixels(jnp.square(new.z - old.z))
+        _over_edges(jnp.square(new.m - old.m)) + _over_pixels(jnp.square(new.d - old.d))
     ) / _ROUND**2
     pull = _over_edges(jnp.square(descent(new.eta))) + _over_pixels(jnp.square(new.eta))
     ratio = (apart * pull) / (moved * size)
@@ -339,52 +349,59 @@ def _onto_l1_ball(v: Array, budget: Array, threshold: Array) -> tuple[Array, Arr
 
 
 def _without_budget(problem: _Problem) -> tuple[Array, Array]:
-    """clip(w − c, 0, cap) with x's mass in every channel, and c: the answer for a large radius."""
-    x, w, _, cap = problem
-    mass = jnp.sum(x, axis=(0, 1), keepdims=True)
-    low = jnp.min(w, axis=(0, 1), keepdims=True) - jnp.minimum(cap, mass)
-    high = jnp.max(w, axis=(0, 1), keepdims=True)
+    """clip(v − c, low, high) of sum 0 in every channel, and c: the answer for a large radius."""
+    v, low, high, _ = problem
+    mass = -jnp.sum(low, axis=(0, 1), keepdims=True)
+    most = jnp.max(v - low, axis=(0, 1), keepdims=True)
+    least = jnp.min(v - jnp.minimum(high, mass), axis=(0, 1), keepdims=True)
 
     def body(_, carry):
-        low, high, c = carry
-        shifted = w - c
-        excess = jnp.sum(jnp.clip(shifted, 0.0, cap), axis=(0, 1), keepdims=True) - mass
-        free = (shifted > 0) & (shifted < cap)
-        count = jnp.sum(free.astype(w.dtype), axis=(0, 1), keepdims=True)
-        low, high = jnp.where(excess >= 0, c, low), jnp.where(excess >= 0, high, c)
+        least, most, c = carry
+        shifted = v - c
+        excess = jnp.sum(jnp.clip(shifted, low, high), axis=(0, 1), keepdims=True)
+        free = (shifted > low) & (shifted < high)
+        count = jnp.sum(free.astype(v.dtype), axis=(0, 1), keepdims=True)
+        least, most = jnp.where(excess >= 0, c, least), jnp.where(excess >= 0, most, c)
         newton = c + excess / jnp.maximum(count, 1.0)
-        inside = (count > 0) & (newton >= low) & (newton <= high)
-        return low, high, jnp.where(inside, newton, 0.5 * (low + high))
+        inside = (count > 0) & (newton >= least) & (newton <= most)
+        return least, most, jnp.where(inside, newton, 0.5 * (least + most))
 
-    *_, c = jax.lax.fori_loop(0, 40, body, (low, high, 0.5 * (low + high)))
-    return jnp.clip(w - c, 0.0, cap), c
+    *_, c = jax.lax.fori_loop(0, 40, body, (least, most, 0.5 * (least + most)))
+    return jnp.clip(v - c, low, high), c
 
 
 def _feasible(
     transforms: tuple[Array, Array], problem: _Problem, boxed: Array, m: Array
 ) -> tuple[Array, Array]:
-    """A feasible image near one in the box, and the flow that leads there."""
-    x, _, budget, cap = problem
-    mass, held = (jnp.sum(a, axis=(0, 1), keepdims=True) for a in (x, boxed))
-    room = jnp.where(jnp.isinf(cap), 1.0, cap - boxed)
-    total = jnp.sum(room, axis=(0, 1), keepdims=True)
-    # Too much is taken from all in proportion, too little goes where there is room for it.
-    less = boxed * jnp.minimum(mass / jnp.where(held > 0, held, 1.0), 1.0)
-    filled = less + room * (jnp.maximum(mass - held, 0.0) / jnp.where(total > 0, total, 1.0))
-    filled = jnp.clip(filled, 0.0, cap)
-    astray = x - filled - divergence(m)
-    flow = m + descent(_laplacian_filter(transforms, astray, 0.0))
+    """A feasible change near one in the box, and the flow that leads there."""
+    _, low, high, budget = problem
+    # Too much is taken from all in proportion, too little goes where there is room for it: first
+    # by pixels that are free, as leaving a bound may cost far more.
+    free = (boxed > low) & (boxed < high)
+    even = _evened(problem, _evened(problem, boxed, free), jnp.ones_like(free))
+    flow = m - descent(_laplacian_filter(transforms, even + divergence(m), 0.0))
     spent = _over_edges(jnp.abs(flow))
     share = jnp.where(spent > budget, budget / jnp.where(spent > 0, spent, 1.0), 1.0)
-    return jnp.clip(x + share * (filled - x), 0.0, cap), share * flow
+    return share * even, share * flow
 
 
-def _duality_gap(problem: _Problem, z: Array, m: Array, phi: Array) -> Array:
-    """P(z) − D(φ) at a feasible z = x − div m, as a sum of terms none of which is negative."""
-    _, w, budget, cap = problem
-    best = jnp.clip(w - phi, 0.0, cap)
-    apart = z - best
-    image = 0.5 * jnp.square(apart) + jnp.maximum(apart * (best - w + phi), 0.0)
+def _evened(problem: _Problem, d: Array, allowed: Array) -> Array:
+    """d with a sum nearer to 0 in every channel, by the pixels that are allowed to change."""
+    excess = jnp.sum(d, axis=(0, 1), keepdims=True)
+    above = jnp.where(jnp.isinf(problem.high), 1.0, problem.high - d)
+    room = jnp.where(allowed, jnp.where(excess > 0, d - problem.low, above), 0.0)
+    total = jnp.sum(room, axis=(0, 1), keepdims=True)
+    change = room * (excess / jnp.where(total > 0, total, 1.0))
+    return jnp.clip(d - change, problem.low, problem.high)
+
+
+def _duality_gap(problem: _Problem, d: Array, m: Array, phi: Array) -> Array:
+    """P(d) − D(φ) at a feasible d = −div m, as a sum of terms none of which is negative."""
+    v, low, high, budget = problem
+    wanted = v - phi
+    apart = d - jnp.clip(wanted, low, high)
+    beyond = jnp.maximum(low - wanted, 0.0) - jnp.maximum(wanted - high, 0.0)
+    image = 0.5 * jnp.square(apart) + jnp.maximum(apart * beyond, 0.0)
     slope = descent(phi)
     steepest = jnp.max(jnp.abs(slope), axis=(0, 1, 2, 3))
     flow = jnp.maximum(steepest * jnp.abs(m) + slope * m, 0.0)
