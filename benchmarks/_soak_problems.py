@@ -78,7 +78,9 @@ def draw(rng: np.random.Generator, size: tuple[int, int, int, int], n: int) -> P
     kinds = [list(IMAGES)[k] for k in rng.integers(len(IMAGES), size=n)]
     x = np.stack([IMAGES[kind](rng, shape) for kind in kinds])
     # A step is as long whatever the image, but for images in a unit of their own.
-    unit = np.array([a.max() if kind == "scaled" else 1.0 for kind, a in zip(kinds, x, strict=True)])
+    unit = np.array(
+        [a.max() if kind == "scaled" else 1.0 for kind, a in zip(kinds, x, strict=True)]
+    )
     length = _log_uniform(rng, 1e-3, 5.0, n) * unit
     moves = np.stack([_step(rng, shape) for _ in range(n)])
     plan = rng.standard_normal((n, window**2, *shape)) * length.reshape(n, 1, 1, 1, 1) / window
