@@ -15,10 +15,10 @@ from experiments.harness.arguments import run_command
 class AttackMnistConfig(AttackOptions):
     """Attack a digit classifier, and measure what the attack did by an independent solver.
 
-    Most attacks stay in a Wasserstein ball around each image: with --attack projected-sinkhorn, the
-    default, capped and flow it grows until the classifier errs, and the radius at which it does is
-    the image's radius, in pixels times the fraction of the image's mass; with dual-projection and
-    frank-wolfe it is one ball for all. With --attack unbalanced, signed steps are drawn back by
+    Most attacks stay in a Wasserstein ball around each image: with --attack wong, the
+    default, hu and flow it grows until the classifier errs, and the radius at which it does is
+    the image's radius, in pixels times the fraction of the image's mass; with wu-projection and
+    wu-frank-wolfe it is one ball for all. With --attack unbalanced, signed steps are drawn back by
     unbalanced transport, and what becomes of the mass is reported. Options that are not given have
     the values of the attack's paper; those of other attacks are refused.
     """

@@ -57,7 +57,7 @@ class RobustnessTableConfig(session.ImagesOptions):
     published PyTorch file (.pth) or the folder of a training. By default a standard model of the
     dataset alone, trained on the first run and cached."""
 
-    attacks: tuple[str, ...] = ("projected-sinkhorn", "capped", "unbalanced")
+    attacks: tuple[str, ...] = ("wong", "hu", "unbalanced")
     """The attacks, by the names that attack_mnist has for them."""
 
     steps: int | None = None

@@ -1,6 +1,7 @@
 """What `import wasserstein_adv` promises."""
 
 import ast
+import importlib
 import json
 import subprocess
 import sys
@@ -118,3 +119,17 @@ def test_readme_example_in_small():
     assert isinstance(result, wa.AttackResult)
     assert result.success == (jnp.argmax(logits_fn(result.image), -1) != labels)
     assert result.radius in (np.float32(0.3), np.inf)
+
+
+@pytest.mark.parametrize("name", ["flow", "hu", "unbalanced", "wong"])
+def test_an_attack_has_the_settings_of_the_module_that_it_hides(name):
+    attack = getattr(wa.attacks, name)
+    module = importlib.import_module(f"wasserstein_adv.attacks.{name}")
+    presets = [preset for preset in vars(module) if preset.isupper()]
+    assert presets
+    for preset in presets:
+        assert getattr(attack, preset) is getattr(module, preset)
+
+
+def test_a_preset_is_reached_as_one_would_write_it():
+    assert wa.attacks.wong.MNIST_TRAINING.steps == 50

@@ -13,6 +13,7 @@ from experiments.harness import arguments
 from experiments.harness.catalogue.attacks import (
     ATTACKS,
     OBJECTIVES,
+    RENAMED,
     Attack,
     AttackName,
     PresetName,
@@ -38,7 +39,7 @@ class AttackOptions(session.ModelOptions):
     """The network that the checkpoint is of; by default what its training says, or else the one
     that the papers use with the dataset."""
 
-    attack: AttackName = "projected-sinkhorn"
+    attack: AttackName = "wong"
 
     preset: PresetName = "paper"
 
@@ -62,7 +63,7 @@ class AttackOptions(session.ModelOptions):
     """The attack's own; None for those of the preset."""
 
     choice: ClassVar[arguments.Choice] = arguments.Choice(
-        "attack", ("attack", "preset", "data"), attack_settings, ATTACKS
+        "attack", ("attack", "preset", "data"), attack_settings, ATTACKS, RENAMED
     )
 
 

@@ -37,7 +37,7 @@ class Choice(NamedTuple):
     names: Collection[str]
     """What can be chosen."""
     renamed: Mapping[str, str] = {}
-    """What options of earlier versions are called now."""
+    """What options and choices of earlier versions are called now."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -87,7 +87,10 @@ def parse(config_type: type[Config], argv: Sequence[str]) -> Config:
     if choice is None:
         return tyro.cli(config_type, args=argv, prog=program())
     read = {name: _given(argv, name) or _default(config_type, name) for name in choice.reads}
-    chosen, settings = read[choice.option], choice.settings(**read)
+    chosen = read[choice.option]
+    if now := choice.renamed.get(chosen):
+        raise InputError(f"{flag(choice.option)} {chosen} is called {now} now")
+    settings = choice.settings(**read)
     parsed, others = tyro.cli(
         _with_settings(config_type, chosen, settings),
         args=argv, prog=program(), config=(tyro.conf.OmitArgPrefixes,), return_unknown_args=True,

@@ -46,7 +46,7 @@ def test_an_attack_on_cifar10_stays_in_the_budget_of_all_channels(
     results = results_of(out)
     assert results["dataset"]["name"] == "cifar10"
     assert results["settings"]["reg"] == 3000.0
-    arrays = arrays_of(out, "projected-sinkhorn")
+    arrays = arrays_of(out, "wong")
     before, budget = arrays["before_clamp"], arrays["budget"]
     moved = budget > 0
     assert moved.sum() >= 2

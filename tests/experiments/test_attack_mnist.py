@@ -13,9 +13,9 @@ from wasserstein_adv.metrics import exact_distance
 
 
 def test_leaves_evidence(runs):
-    run = runs("projected-sinkhorn")
+    run = runs("wong")
     results, clean = results_of(run), arrays_of(run, "clean")
-    arrays = arrays_of(run, "projected-sinkhorn")
+    arrays = arrays_of(run, "wong")
     assert results["dataset"] == {"name": "mnist-5k", "split": "test", "num_images": 6}
     assert results["adversarial_accuracy"] == {
         str(r): float((arrays["radius"] > np.float32(r)).mean()) for r in (0.3, 1.0)
@@ -32,21 +32,21 @@ def test_leaves_evidence(runs):
     assert results["distance_check"]["inside_before_clamp"] == 1.0
     assert arrays["image"].shape == clean["image"].shape == (6, 28, 28, 1)
     files = {"settings.json", "results.json", "evidence.json", "table.md", ".lock"}
-    arrays_and_pictures = {"clean.npz", "projected-sinkhorn.npz", "curve.png", "examples.png"}
+    arrays_and_pictures = {"clean.npz", "wong.npz", "curve.png", "examples.png"}
     assert set(contents(run)) == files | arrays_and_pictures
     for picture in ("curve.png", "examples.png"):
         assert (run / picture).read_bytes().startswith(b"\x89PNG")
 
 
 def test_is_not_repeated(attacked, runs, tmp_path, capsys):
-    run = shutil.copytree(runs("projected-sinkhorn"), tmp_path / "run")
+    run = shutil.copytree(runs("wong"), tmp_path / "run")
     before = contents(run)
     capsys.readouterr()
-    assert attacked("projected-sinkhorn", run) == 0
+    assert attacked("wong", run) == 0
     shown = capsys.readouterr().out
     assert "finished before" in shown and "accuracy at radius 0.3" in shown
     assert contents(run) == before
-    assert attacked("projected-sinkhorn", run, "--reg", "500") == 2
+    assert attacked("wong", run, "--reg", "500") == 2
     assert "another reg" in capsys.readouterr().err
     assert contents(run) == before
 
@@ -86,7 +86,7 @@ def test_goes_on_after_an_interruption(attacked, runs, tmp_path, monkeypatch):
     parts = tmp_path / "parts"
     with monkeypatch.context() as patch:
         patch.setattr(parallel, "evaluate", interrupted)
-        assert attacked("projected-sinkhorn", parts) == 130
+        assert attacked("wong", parts) == 130
     assert (parts / "checkpoint.npz").exists()
     assert not (parts / "results.json").exists()
     resumed = []
@@ -96,16 +96,16 @@ def test_goes_on_after_an_interruption(attacked, runs, tmp_path, monkeypatch):
         return evaluate(*args, resume=resume, **options)
 
     monkeypatch.setattr(parallel, "evaluate", watched)
-    assert attacked("projected-sinkhorn", parts) == 0
+    assert attacked("wong", parts) == 0
     assert resumed[0].state.step.max() > 0
     assert not (parts / "checkpoint.npz").exists()
-    whole = arrays_of(runs("projected-sinkhorn"), "projected-sinkhorn")
-    found = arrays_of(parts, "projected-sinkhorn")
+    whole = arrays_of(runs("wong"), "wong")
+    found = arrays_of(parts, "wong")
     np.testing.assert_array_equal(whole["radius"], found["radius"])
     np.testing.assert_array_equal(whole["steps"], found["steps"])
 
 
-SINKHORN, FLOW, UNBALANCED = "projected-sinkhorn", "flow", "unbalanced"
+SINKHORN, FLOW, UNBALANCED = "wong", "flow", "unbalanced"
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ SINKHORN, FLOW, UNBALANCED = "projected-sinkhorn", "flow", "unbalanced"
         (SINKHORN, ["--checkpoint", "nowhere.pth"], "nowhere.pth"),
         (SINKHORN, ["--checkpoint", "cut.pth"], "cut.pth"),
         (SINKHORN, ["--eta", "0.1"], "--eta"),
-        (SINKHORN, ["--preset", "transport"], "--preset of projected-sinkhorn must be paper or"),
+        (SINKHORN, ["--preset", "transport"], "--preset of wong must be paper or"),
         (FLOW, ["--window", "3"], "--window"),
         (UNBALANCED, ["--reg", "10"], "--reg"),
         (UNBALANCED, ["--eta", "0"], "--eta"),

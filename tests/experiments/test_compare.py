@@ -28,17 +28,17 @@ from wasserstein_adv.metrics import exact_distance
 # Of the six digits four are misclassified as they are, one is fooled soon, one only by some.
 WINDOW = 3
 QUICK = {
-    "capped": {"increment": 0.004, "steps": 6, "window": WINDOW},
-    "dual-projection": {"steps": 6, "window": WINDOW},
-    "frank-wolfe": {"steps": 6, "window": WINDOW},
+    "hu": {"increment": 0.004, "steps": 6, "window": WINDOW},
+    "wu-projection": {"steps": 6, "window": WINDOW},
+    "wu-frank-wolfe": {"steps": 6, "window": WINDOW},
     "flow": {"start_radius": 0.004, "growth": 1.4, "steps": 6},
     "unbalanced": {"steps": 3, "iterations": 3},
 }
 # Of all runs these, as most of the time goes into compiling: name ↦ (attack, setting, windowed).
 RUNS = {
-    "capped": ("capped", "", True),
-    "dual-projection ε = 0.01": ("dual-projection", "ε = 0.01", True),
-    "frank-wolfe ε = 0.01": ("frank-wolfe", "ε = 0.01", True),
+    "hu": ("hu", "", True),
+    "wu-projection ε = 0.01": ("wu-projection", "ε = 0.01", True),
+    "wu-frank-wolfe ε = 0.01": ("wu-frank-wolfe", "ε = 0.01", True),
     "flow": ("flow", "", False),
     "unbalanced, published α = 0.05": ("unbalanced, published", "α = 0.05", False),
 }
@@ -164,10 +164,10 @@ def test_every_radius_and_step_size_is_a_run():
     runs = ENTRIES(compare.CompareConfig(radii=(0.05, 0.5), step_sizes=(0.02,)))
     names = [run.name for run in runs]
     assert len(set(names)) == len(names) == 9
-    assert "frank-wolfe ε = 0.5" in names and "unbalanced, exact α = 0.02" in names
+    assert "wu-frank-wolfe ε = 0.5" in names and "unbalanced, exact α = 0.02" in names
     for run in runs:
         assert type(run.settings) is type(ATTACKS[run.attack].presets["paper"])
-    radii = [run.settings.radius for run in runs if run.attack == "dual-projection"]
+    radii = [run.settings.radius for run in runs if run.attack == "wu-projection"]
     assert radii == [0.05, 0.5]
 
 
@@ -230,7 +230,7 @@ ALL = "all images"
 CORNER = (4, 0, 0, 0)  # black in every digit, and out of reach
 DISTANCES = ("distance", "euclidean", "mass_change")
 MEDIANS = tuple(f"median_{name}" for name in DISTANCES)
-PENALTY, BALL = "unbalanced, published α = 0.05", "dual-projection ε = 0.01"
+PENALTY, BALL = "unbalanced, published α = 0.05", "wu-projection ε = 0.01"
 
 
 def claims_of(attack, *names):
@@ -246,28 +246,28 @@ def test_a_sound_run_agrees(finished, check):
 
 
 def test_changed_images_are_named(copy, check):
-    at("capped", "image", CORNER, 0.5)(copy)
-    at("frank-wolfe ε = 0.01", "image", CORNER, np.nan)(copy)
+    at("hu", "image", CORNER, 0.5)(copy)
+    at("wu-frank-wolfe ε = 0.01", "image", CORNER, np.nan)(copy)
     at("flow", "image", (0, 0, 0, 0), -0.1)(copy)
     status, printed = check(copy)
     assert status == 1
     found = disagreeing(printed.out)
     assert found >= {
-        *claims_of("capped", *DISTANCES, *MEDIANS, "window", "median_window"),
-        *claims_of("frank-wolfe ε = 0.01", "image in [0, 1]", *DISTANCES, "window"),
+        *claims_of("hu", *DISTANCES, *MEDIANS, "window", "median_window"),
+        *claims_of("wu-frank-wolfe ε = 0.01", "image in [0, 1]", *DISTANCES, "window"),
         *claims_of("flow", "image in [0, 1]", "no budget, no change", "mass_change"),
-        (ALL, "accuracy_at_distance.distance.capped"),
+        (ALL, "accuracy_at_distance.distance.hu"),
     }
-    assert {part for part, _ in found} == {"capped", "frank-wolfe ε = 0.01", "flow", ALL}
+    assert {part for part, _ in found} == {"hu", "wu-frank-wolfe ε = 0.01", "flow", ALL}
 
 
 def test_changed_arrays_are_named(copy, check):
-    at("capped", "distance", 4, 0.0)(copy)
-    at("capped", "euclidean", 4, np.nan)(copy)
-    at("capped", "window", 4, 0.0)(copy)
-    at("capped", "mass_change", 4, 0.1)(copy)
+    at("hu", "distance", 4, 0.0)(copy)
+    at("hu", "euclidean", 4, np.nan)(copy)
+    at("hu", "window", 4, 0.0)(copy)
+    at("hu", "mass_change", 4, 0.1)(copy)
     at(BALL, "radius", 4, 0.5)(copy)
-    at("frank-wolfe ε = 0.01", "budget", 5, 9.0)(copy)
+    at("wu-frank-wolfe ε = 0.01", "budget", 5, 9.0)(copy)
     at("flow", "success", 5, True)(copy)
     at(PENALTY, "budget", 4, 0.0)(copy)
     status, printed = check(copy)
@@ -275,12 +275,10 @@ def test_changed_arrays_are_named(copy, check):
     answers, radius = "success where prediction ≠ label", "radius = budget of a success"
     found = disagreeing(printed.out)
     # What is measured is taken in place of what was stored: no figure of the first differs.
-    assert {pair for pair in found if pair[0] == "capped"} == claims_of(
-        "capped", *DISTANCES, "window"
-    )
+    assert {pair for pair in found if pair[0] == "hu"} == claims_of("hu", *DISTANCES, "window")
     assert {pair for pair in found if pair[0] == BALL} == {(BALL, radius)}
     assert found >= {
-        ("frank-wolfe ε = 0.01", "budget ≤ the attack's largest radius"),
+        ("wu-frank-wolfe ε = 0.01", "budget ≤ the attack's largest radius"),
         *claims_of("flow", answers, radius, "accuracy", "interval"),
         *claims_of(
             PENALTY, radius, "no budget, no change", "without a budget where it was wrong as it is"
@@ -291,9 +289,9 @@ def test_changed_arrays_are_named(copy, check):
 @pytest.mark.parametrize(
     ("keys", "value", "named"),
     [
-        (("cells", "capped", "accuracy"), 0.75, ("capped", "accuracy")),
+        (("cells", "hu", "accuracy"), 0.75, ("hu", "accuracy")),
         (("cells", "flow", "inside"), 0.99, ("flow", "inside")),
-        (("cells", "capped", "median_distance"), None, ("capped", "median_distance")),
+        (("cells", "hu", "median_distance"), None, ("hu", "median_distance")),
         (("cells", PENALTY, "unmatched", "median"), 0.9, (PENALTY, "unmatched")),
         (
             ("accuracy_at_distance", "distance", "flow", "0.1"),
@@ -301,7 +299,7 @@ def test_changed_arrays_are_named(copy, check):
             (ALL, "accuracy_at_distance.distance.flow"),
         ),
         (("nominal_accuracy",), 0.99, (ALL, "nominal_accuracy")),
-        (("cells", "capped", "luck"), 0.5, ("settings", "figures are described")),
+        (("cells", "hu", "luck"), 0.5, ("settings", "figures are described")),
     ],
 )
 def test_a_changed_result_is_named_and_nothing_else(copy, check, keys, value, named):
@@ -323,8 +321,8 @@ def test_changed_settings_are_named(copy, check):
     [
         (result("settings", value=None), "settings"),
         (without("clean.npz"), "clean.npz"),
-        (text("capped.npz", ""), "capped.npz"),
-        (lambda folder: shutil.copy(folder / "flow.npz", folder / "capped.npz"), "window"),
+        (text("hu.npz", ""), "hu.npz"),
+        (lambda folder: shutil.copy(folder / "flow.npz", folder / "hu.npz"), "window"),
         (array(PENALTY, "moved", None), "moved"),
     ],
 )

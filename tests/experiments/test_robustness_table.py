@@ -272,8 +272,8 @@ def subject_of(images: int) -> Subject:
 
 
 def test_a_claim_is_checked_inside_its_window_where_there_is_one():
-    protocol = ATTACKS["capped"].presets["paper"]
-    cell = robustness_table.cell_for("capped", protocol, subject_of(4), "plain")
+    protocol = ATTACKS["hu"].presets["paper"]
+    cell = robustness_table.cell_for("hu", protocol, subject_of(4), "plain")
     assert list(cell.rulers) == ["distance", "window"]
     assert (
         cell.rulers["window"].window == protocol.window and cell.rulers["distance"].window is None
@@ -291,9 +291,9 @@ def test_a_claim_is_checked_inside_its_window_where_there_is_one():
         "window": np.array([0.0, 0.5, 1.5]),
         "mass_change": np.array([0.0, 0.5, 1.0, 0.0]),
     }
-    files = {"clean": {"image": subject_of(4).x}, "a-capped": arrays}
-    described = robustness_table.figures("a capped", cell._replace(steps=2), files)
-    found = worked_out([Part("a capped", described)], files)["cells"]["a capped"]
+    files = {"clean": {"image": subject_of(4).x}, "a-hu": arrays}
+    described = robustness_table.figures("a hu", cell._replace(steps=2), files)
+    found = worked_out([Part("a hu", described)], files)["cells"]["a hu"]
     assert found["accuracy"] == 0.25
     assert found["accuracy_after_steps"] == {"0": 0.75, "1": 0.5, "2": 0.25}
     left = {"0.01": 2 / 3, "0.1": 2 / 3, "0.2": 2 / 3, "0.5": 1 / 3}
@@ -302,7 +302,7 @@ def test_a_claim_is_checked_inside_its_window_where_there_is_one():
     assert found["median_window"] == 0.5
     assert found["claimed"] == 0.75
     assert found["inside"] == 0.5
-    unbounded = figures_of("a capped", cell._replace(largest=None), files)
+    unbounded = figures_of("a hu", cell._replace(largest=None), files)
     assert not any(place.endswith(("/claimed", "/inside")) for place in unbounded)
 
 
@@ -334,11 +334,11 @@ def test_tables_show_a_handful_of_iterations():
 
 
 def test_steps_are_those_of_every_attack():
-    names = ("projected-sinkhorn", "frank-wolfe", "unbalanced")
+    names = ("wong", "wu-frank-wolfe", "unbalanced")
     protocols = robustness_table.protocols_of(names, 75, (32, 32, 3))
     assert {protocol.steps for protocol in protocols.values()} == {75}
     paper = robustness_table.protocols_of(names, None, (32, 32, 3))
-    assert paper["projected-sinkhorn"] == ATTACKS["projected-sinkhorn"].colour["paper"]
+    assert paper["wong"] == ATTACKS["wong"].colour["paper"]
     assert paper["unbalanced"] == ATTACKS["unbalanced"].presets["paper"]
 
 
@@ -396,7 +396,7 @@ def test_names_of_checkpoints():
     [
         ({"attacks": ["newton"]}, "newton"),
         ({"attacks": []}, "--attacks"),
-        ({"attacks": ["capped", "capped"]}, "--attacks"),
+        ({"attacks": ["hu", "hu"]}, "--attacks"),
         ({"checkpoints": ["=nowhere.pth"]}, "NAME=PATH"),
         ({"checkpoints": ["a="]}, "NAME=PATH"),
         ({"checkpoints": ["$a$=nowhere.pth"]}, "$a$"),

@@ -10,7 +10,7 @@ from run_files import QUICK, array, at, both, disagreeing, entry, result, text, 
 from experiments.harness.runs import claim, finish
 from experiments.harness.tables import Table
 
-SINKHORN = "projected-sinkhorn"
+SINKHORN = "wong"
 
 
 @pytest.fixture
@@ -244,7 +244,7 @@ DISTANCE, FIGURE = (0, "distances", f"{SINKHORN}/window_distance"), (0, "figures
         (evidence(*FIGURE, "how", value="np"), "'np'"),
         (evidence(*FIGURE, "of", value=["luck/radius"]), "luck.npz"),
         (
-            evidence(*FIGURE, "of", value=["../run/projected-sinkhorn/radius"]),
+            evidence(*FIGURE, "of", value=["../run/wong/radius"]),
             ".npz: cannot be read",
         ),
         (evidence(*FIGURE, "of", value=["/radius"]), ".npz"),

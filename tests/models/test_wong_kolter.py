@@ -148,9 +148,12 @@ def test_images_that_are_not_images_are_refused(images, problem):
         lambda state: {"state_dict": [state], "epoch": 19, "sampler_indices": []},
         lambda state: {"state_dict": state},
         lambda state: {"net": state, "acc": 81.78},
+        lambda state: {"model_state_dict": state, "optimizer_state_dict": {}},
+        lambda state: {"epoch": 3, "model": {"state_dict": [state]}},
+        lambda state: [state],
         lambda state: state,
     ],
-    ids=["state_dict list", "state_dict", "net", "bare"],
+    ids=["state_dict list", "state_dict", "net", "model_state_dict", "two", "list", "bare"],
 )
 def test_every_wrapping_gives_the_same_weights(load, written, prefix, wrap):
     weights = random_weights()

@@ -1,4 +1,10 @@
-"""Attacks: an objective, a feasible set and a method, composed."""
+"""Attacks: an objective, a feasible set and a method, composed.
+
+An attack hides the module that it has its name from, so the module's settings stand at the attack
+too: `attacks.wong.MNIST_TRAINING`.
+"""
+
+import sys
 
 from wasserstein_adv.attacks import schedules
 from wasserstein_adv.attacks.first_order import (
@@ -52,6 +58,10 @@ from wasserstein_adv.attacks.wu import (
     wu_frank_wolfe,
     wu_projection,
 )
+
+for _attack in (flow, hu, unbalanced, wong):
+    _module = vars(sys.modules[_attack.__module__])
+    vars(_attack).update({name: value for name, value in _module.items() if name.isupper()})
 
 __all__ = [
     "AttackResult",

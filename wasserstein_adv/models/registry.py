@@ -41,8 +41,8 @@ def load_torch(
     Args:
       model: The network, one of `MODELS`; how many classes it has, it says.
       path: A file that `read_torch_checkpoint` reads and that holds the network's state dict,
-          under `state_dict` or `net`, in a list of one or not, or bare; its keys with or without
-          `module.` before them.
+          under `state_dict`, `model_state_dict`, `net` or `model`, in a list of one or not, or
+          bare; its keys with or without `module.` before them.
       image_shape: The height, width and channels of the images that the network takes.
 
     Returns:

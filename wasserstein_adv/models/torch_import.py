@@ -17,6 +17,7 @@ from flax import linen as nn
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.models.torch_checkpoint import read_torch_checkpoint
 
+_WRAPPINGS = ("state_dict", "model_state_dict", "net", "model")
 _LEAVES = {
     "kernel": "weight",
     "scale": "weight",
@@ -62,8 +63,8 @@ def import_torch(
       model: The network.
       form: How PyTorch names its layers.
       path: A file that `read_torch_checkpoint` reads and that holds the network's state dict,
-          under `state_dict` or `net`, in a list of one or not, or bare; its keys with or without
-          `module.` before them.
+          under `state_dict`, `model_state_dict`, `net` or `model`, in a list of one or not, or
+          bare; its keys with or without `module.` before them.
       image_shape: The height, width and channels of the images that the network takes.
 
     Returns:
@@ -142,14 +143,20 @@ def _flax_layout(weight: np.ndarray, channels: int) -> jax.Array:
 def _state_dict(checkpoint: Any, path: str | os.PathLike[str]) -> Mapping[Any, Any]:
     """Return the state dict in a checkpoint, out of whichever wrapping it has."""
     found = checkpoint
-    if isinstance(found, dict):
-        wrapping = next((key for key in ("state_dict", "net") if key in found), None)
-        found = found if wrapping is None else found[wrapping]
-    if isinstance(found, list) and len(found) == 1:
-        found = found[0]
+    while (inner := _unwrapped(found)) is not None:
+        found = inner
     if not isinstance(found, dict):
-        raise InputError(f"{path}: holds no state dict, bare or under state_dict or net")
+        raise InputError(f"{path}: holds no state dict, bare or under {' or '.join(_WRAPPINGS)}")
     return found
+
+
+def _unwrapped(found: Any) -> Any:
+    """Return what a wrapping is around; None where there is none."""
+    if isinstance(found, list):
+        return found[0] if len(found) == 1 else None
+    if isinstance(found, dict):
+        return next((found[key] for key in _WRAPPINGS if key in found), None)
+    return None
 
 
 def _unprefixed(tensors: Mapping[Any, Any], path: str | os.PathLike[str]) -> dict[str, Any]:

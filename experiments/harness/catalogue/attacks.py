@@ -127,7 +127,7 @@ def _constant(settings: Any) -> float:
 
 ATTACKS = {
     # The script published with the paper has other settings than its text.
-    "projected-sinkhorn": Attack(
+    "wong": Attack(
         title="projected Sinkhorn",
         about="Wong et al. 2019: a Wasserstein ball that grows until the classifier errs",
         build=wong,
@@ -138,7 +138,7 @@ ATTACKS = {
         radii=lambda settings: (0.3, 0.5, 0.7, 1.0) if settings.start_radius >= 0.1 else _SMALL,
         clamped=True,
     ),
-    "capped": Attack(
+    "hu": Attack(
         title="capped projected Sinkhorn",
         about="Hu et al. 2020: the same with no pixel above white, and long steps",
         build=hu,
@@ -148,7 +148,7 @@ ATTACKS = {
         largest=lambda settings: settings.increment * settings.steps,
         radii=lambda settings: (0.05, 0.1, 0.2, 0.5, 1.0) if settings.increment >= 0.01 else _SMALL,
     ),
-    "dual-projection": Attack(
+    "wu-projection": Attack(
         title="dual projection",
         about="Wu et al. 2020: the coupling is moved along its gradient, in one ball",
         build=wu.wu_projection,
@@ -157,7 +157,7 @@ ATTACKS = {
         largest=_constant,
         varied=("radius",),
     ),
-    "frank-wolfe": Attack(
+    "wu-frank-wolfe": Attack(
         title="Frank-Wolfe",
         about="Wu et al. 2020: the coupling is moved by Frank-Wolfe steps, in one ball",
         build=wu.wu_frank_wolfe,
@@ -186,6 +186,14 @@ ATTACKS = {
     ),
 }
 
+RENAMED = {
+    "projected-sinkhorn": "wong",
+    "capped": "hu",
+    "dual-projection": "wu-projection",
+    "frank-wolfe": "wu-frank-wolfe",
+}
+"""What attacks of earlier versions are called now: as in the library."""
+
 
 def attack_settings(attack: str, preset: str | None = None, data: str | None = None) -> Any:
     """An attack's settings by its name, the preset's and the dataset's; None if it is not known.
@@ -212,7 +220,12 @@ def attacks_named(names: Sequence[str]) -> dict[str, Attack]:
         raise InputError("--attacks must name at least one")
     for name in names:
         if name not in ATTACKS:
-            raise InputError(f"--attacks: {name!r} is none of {', '.join(ATTACKS)}")
+            now = (
+                f"called {RENAMED[name]} now"
+                if name in RENAMED
+                else f"none of {', '.join(ATTACKS)}"
+            )
+            raise InputError(f"--attacks: {name!r} is {now}")
     if len(set(names)) < len(names):
         raise InputError("--attacks must all be different")
     return {name: ATTACKS[name] for name in names}

@@ -76,7 +76,7 @@ def test_values_that_are_not_given_are_the_papers_of_preset_and_dataset():
     assert settings("--preset", "script", "--start-radius", "0.5") == MNIST_SCRIPT._replace(
         start_radius=0.5
     )
-    assert settings("--attack", "capped") == HU
+    assert settings("--attack", "hu") == HU
     assert settings("--attack", "flow", "--growth", "2") == FLOW._replace(growth=2.0)
     unbalanced = ("--attack", "unbalanced")
     assert settings(*unbalanced) == PAPER
@@ -86,7 +86,7 @@ def test_values_that_are_not_given_are_the_papers_of_preset_and_dataset():
     assert settings(config=AttackCifar10Config) == CIFAR10
     script = settings("--preset", "script", "--steps", "7", config=AttackCifar10Config)
     assert script == CIFAR10._replace(p=2.0, steps=7)
-    assert settings("--attack", "capped", config=AttackCifar10Config) == HU_CIFAR10
+    assert settings("--attack", "hu", config=AttackCifar10Config) == HU_CIFAR10
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_values_that_are_not_given_are_the_papers_of_preset_and_dataset():
         ["--attack", "flow", "--step-size", "0.5", "--start-radius", "0.25"],
         ["--attack=flow", "--step-size=0.5", "--start-radius=0.25"],
         ["--start_radius", "0.25", "--attack", "flow", "--step_size", "0.5"],
-        ["--start_radius=0.25", "--step-size", "0.5", "--attack", "capped", "--attack", "flow"],
+        ["--start_radius=0.25", "--step-size", "0.5", "--attack", "hu", "--attack", "flow"],
     ],
 )
 def test_options_are_written_as_one_likes(argv):
@@ -130,13 +130,12 @@ def test_what_cannot_be_parsed_ends_the_command(argv, capsys):
         (
             AttackMnistConfig,
             "--attack unbalanced --start-radius=1",
-            "--start-radius is not an option of --attack unbalanced "
-            "(it is one of projected-sinkhorn, flow)",
+            "--start-radius is not an option of --attack unbalanced (it is one of wong, flow)",
         ),
         (
             AttackMnistConfig,
             "--grow_every 3 --increment 0.1",
-            "--increment is not an option of --attack projected-sinkhorn (it is one of capped)",
+            "--increment is not an option of --attack wong (it is one of hu)",
         ),
         (
             AttackMnistConfig,
@@ -147,7 +146,7 @@ def test_what_cannot_be_parsed_ends_the_command(argv, capsys):
         (
             AttackMnistConfig,
             "--preset transport --steps 3",
-            "--preset of projected-sinkhorn must be paper or script",
+            "--preset of wong must be paper or script",
         ),
         (
             TrainMnistConfig,

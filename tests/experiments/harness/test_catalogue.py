@@ -51,14 +51,14 @@ def test_every_attack_is_built_for_every_size(name, preset, colour):
 
 
 def test_the_largest_radius_is_that_of_the_last_step():
-    wong = ATTACKS["projected-sinkhorn"]
+    wong = ATTACKS["wong"]
     settings = wong.presets["paper"]._replace(start_radius=0.5, growth=2.0, grow_every=3)
     # Radii 0.5, 0.5, 0.5, 1, 1, 1, 2.
     assert wong.largest(settings._replace(steps=7)) == 2.0
     assert wong.largest(settings._replace(steps=6)) == 1.0
     assert wong.largest(CIFAR10) == pytest.approx(0.456, abs=1e-3)
     assert wong.largest(settings._replace(steps=10**6)) == np.inf
-    capped = ATTACKS["capped"]
+    capped = ATTACKS["hu"]
     assert capped.largest(capped.presets["paper"]._replace(increment=0.25, steps=6)) == 1.5
     flow = ATTACKS["flow"]
     settings = flow.presets["paper"]._replace(start_radius=0.5, growth=2.0, steps=4)
@@ -67,9 +67,9 @@ def test_the_largest_radius_is_that_of_the_last_step():
 
 def test_what_is_not_known_has_no_settings():
     assert attack_settings("newton") is defense_settings("newton") is None
-    assert attack_settings("capped", None, "imagenet") == ATTACKS["capped"].presets["paper"]
-    with pytest.raises(InputError, match="--preset of capped must be paper"):
-        attack_settings("capped", "script")
+    assert attack_settings("hu", None, "imagenet") == ATTACKS["hu"].presets["paper"]
+    with pytest.raises(InputError, match="--preset of hu must be paper"):
+        attack_settings("hu", "script")
 
 
 def types_of_settings():
@@ -98,12 +98,12 @@ def test_every_option_has_its_help(kind):
 
 def test_papers_settings_for_colour_images():
     """From ε = 0.001, ×1.17 every ten of 400 steps, λ = 3000, 5×5, p = 1; Hu's step over three."""
-    wong = attack_settings("projected-sinkhorn", "paper", "cifar10")
+    wong = attack_settings("wong", "paper", "cifar10")
     assert wong == CIFAR10
     assert (wong.start_radius, wong.growth, wong.grow_every, wong.steps) == (0.001, 1.17, 10, 400)
     assert (wong.reg, wong.window, wong.p, wong.step_size) == (3000.0, 5, 1.0, 0.1)
-    assert attack_settings("projected-sinkhorn", "script", "svhn") == CIFAR10._replace(p=2.0)
-    capped = attack_settings("capped", data="tiny_imagenet")
+    assert attack_settings("wong", "script", "svhn") == CIFAR10._replace(p=2.0)
+    capped = attack_settings("hu", data="tiny_imagenet")
     assert capped == HU_CIFAR10
     assert capped.step_size == pytest.approx(0.06 / 3)
     for entry in ATTACKS.values():
@@ -194,7 +194,7 @@ def added(monkeypatch):
         presets={"paper": SignSteps(), "long": SignSteps(stride=0.2)},
     )
     monkeypatch.setitem(ATTACKS, "sign-steps", entry)
-    name = ("attack", named(ATTACKS), dataclasses.field(default="projected-sinkhorn"))
+    name = ("attack", named(ATTACKS), dataclasses.field(default="wong"))
     return dataclasses.make_dataclass(
         "Config", [name], bases=(AttackMnistConfig,), frozen=True, namespace={"__doc__": "Attack."}
     )

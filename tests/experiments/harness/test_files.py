@@ -74,7 +74,7 @@ def test_what_cannot_be_read_is_refused(tmp_path, content):
 
 
 def test_names_of_files():
-    assert file_name("dual-projection ε = 0.01") == "dual-projection-ε-=-0.01"
+    assert file_name("wu-projection ε = 0.01") == "wu-projection-ε-=-0.01"
     assert file_name("a/b, c_d") == "a-b--c-d"
 
 

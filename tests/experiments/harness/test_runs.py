@@ -175,7 +175,7 @@ def test_checkpoint_comes_back(folder):
 
 def test_checkpoint_of_something_else_is_not_used(folder):
     save_checkpoint(folder, "flow", TREE, 1.0)
-    assert load_checkpoint(folder, "capped", TREE) is None
+    assert load_checkpoint(folder, "hu", TREE) is None
 
 
 def test_checkpoint_of_other_shapes_is_not_used(folder):

@@ -24,8 +24,8 @@ GROUPED = Table(
     ("attack", "", "left %", "claim", "W"),
     [
         ("sinkhorn", "", "57.4", "0.643", "–"),
-        ("frank-wolfe", "ε = 0.1", "12.5", "0.1", "0.0938"),
-        ("frank-wolfe", "ε = 0.5", "0.0", "0.5", "0.4711"),
+        ("wu-frank-wolfe", "ε = 0.1", "12.5", "0.1", "0.0938"),
+        ("wu-frank-wolfe", "ε = 0.5", "0.0", "0.5", "0.4711"),
         ("flow", "far", "3.1", "–", "0.2"),
     ],
     notes="W: exact distance.",
@@ -65,8 +65,8 @@ def test_markdown_holds_tables_one_below_the_other():
 
 def test_rows_of_a_group_stand_below_its_name():
     lines = [line.rstrip() for line in shown(GROUPED).splitlines()]
-    assert [line for line in lines if line == "frank-wolfe"] == ["frank-wolfe"]
-    at = lines.index("frank-wolfe")
+    assert [line for line in lines if line == "wu-frank-wolfe"] == ["wu-frank-wolfe"]
+    at = lines.index("wu-frank-wolfe")
     assert lines[at + 1].startswith("  ε = 0.1 ") and lines[at + 2].startswith("  ε = 0.5 ")
     assert lines[at + 3] == "flow" and lines[at + 4].startswith("  far ")
     assert any(line.startswith("sinkhorn ") and "57.4" in line for line in lines)
