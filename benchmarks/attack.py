@@ -71,7 +71,8 @@ def measure(setup: Setup) -> list[Record]:
 
 
 def _ours(subject: Subject) -> Callable[[], AttackResult]:
-    run = parallel.evaluator(wong(subject.x.shape[1:3]), logits_of(subject.classifier))
+    published = wong(subject.x.shape[1:3], MNIST._replace(white="clamped"))
+    run = parallel.evaluator(published, logits_of(subject.classifier))
     key = jax.random.key(0)
     return lambda: run(key, subject.x, subject.y)
 

@@ -75,7 +75,7 @@ def _attack(x: np.ndarray) -> Callable[[], Any]:
     model = WongKolterCNN()
     logits_fn = logits_of(Classifier(model, model.init(jax.random.key(0), x)))
     y = np.argmax(np.asarray(logits_fn(x)), -1)
-    attack = wong((28, 28), MNIST._replace(steps=_STEPS))
+    attack = wong((28, 28), MNIST._replace(steps=_STEPS, white="clamped"))
     run = parallel.evaluator(attack, logits_fn)
     return lambda: run(jax.random.key(0), x, y)
 

@@ -136,7 +136,7 @@ def _rulers(entry: Attack, protocol: Any, grid_size: tuple[int, int]) -> dict[st
     if entry.largest is None:
         return {"distance": Ruler(ground)}
     rulers = {"window_distance": Ruler(ground, window)} if window else {}
-    if entry.clamped:
+    if entry.clamped(protocol):
         rulers["window_before_clamp"] = Ruler(ground, window, "before_clamp")
     return {**rulers, "global_distance": Ruler(ground)}
 
@@ -158,7 +158,7 @@ def _in_a_ball(options: AttackOptions, protocol: Any, radii: tuple[float, ...]) 
             figures[f"distance_check/{ruler}"] = figure(
                 "against", f"{at}{ruler}_distance", f"{at}budget"
             )
-    if entry.clamped:
+    if entry.clamped(protocol):
         figures["distance_check/inside_before_clamp"] = figure(
             "inside", f"{at}window_before_clamp", f"{at}budget"
         )
@@ -253,11 +253,12 @@ def _draw(
     if entry.largest:
         window = entry.window(protocol)
         title += f"{window}×{window}" if window else "to anywhere"
-        last, at, label = max(entry.largest(protocol), *radii), radii, "radius ε"
+        last, at = max(entry.largest(protocol), *radii), radii
+        first, label = entry.first(protocol), "radius ε (pixels × share of the image's mass)"
     else:
         title += getattr(protocol, "variant", "")
         needed = np.where(success, arrays["steps"], np.inf).astype(np.float64)
-        last, label = float(protocol.steps), "gradient steps"
+        first, last, label = 0.0, float(protocol.steps), "gradient steps"
         at = sorted({protocol.steps // 4, protocol.steps // 2, protocol.steps})
     if entry.largest or "accuracy_after_steps" in results:
         curve = accuracy_at(needed, np.asarray(at))
@@ -266,7 +267,7 @@ def _draw(
                 map(float, at), zip(curve.accuracy, curve.low, curve.high, strict=True), strict=True
             )
         )
-        plot_curve(path / "curve.png", {"attack": needed}, last, marks, title, label)
+        plot_curve(path / "curve.png", {"attack": needed}, last, marks, title, label, first)
 
     chosen = np.flatnonzero(success & (arrays["radius"] > 0))
     shown = (chosen if len(chosen) else np.arange(len(x)))[:10]

@@ -44,6 +44,7 @@ def plot_curve(
     marks: Mapping[float, tuple[float, float, float]],
     title: str,
     label: str = "radius ε",
+    min_radius: float = 0.0,
 ) -> None:
     """Draw accuracy against radius as a PNG: the share of images whose radius is above each r.
 
@@ -56,6 +57,7 @@ def plot_curve(
             beyond `max_radius` are left out.
         title: The figure's title.
         label: What stands for the radius, under the axis.
+        min_radius: Where the axis begins: the smallest that was tried, below which nothing is said.
 
     Raises:
         InputError: As `accuracy_at`; there is no curve, `max_radius` is not positive and finite, or
@@ -63,17 +65,18 @@ def plot_curve(
     """
     if not curves:
         raise InputError("curves must hold at least one")
-    if not 0 < max_radius < math.inf:
-        raise InputError(f"max_radius must be positive and finite, got {max_radius}")
+    if not 0 <= min_radius < max_radius < math.inf:
+        raise InputError(f"max_radius must be above {min_radius} and finite, got {max_radius}")
+    limits = (min_radius, max_radius)
     figure = new_figure(6.4, 4.0)
     axes = figure.add_subplot()
     for number, (name, radii) in enumerate(curves.items()):
-        draw_accuracy(axes, np.asarray(radii), (0.0, max_radius), name, number)
+        draw_accuracy(axes, np.asarray(radii), limits, name, number)
     for radius, (share, low, high) in sorted(marks.items()):
-        if radius <= max_radius:
+        if min_radius <= radius <= max_radius:
             _draw_mark(axes, radius, share, low, high, max_radius)
-    accuracy_axes(axes, (0, max_radius))
-    axes.set(xlabel=label, ylabel="accuracy (%)")
+    accuracy_axes(axes, limits)
+    axes.set(xlabel=label, ylabel="accuracy (%), band: 95 % interval")
     axes.spines["left"].set_bounds(0, 100)
     axes.set_title(title, loc="left", fontsize=11, pad=8)
     if len(curves) > 1:

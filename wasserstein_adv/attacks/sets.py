@@ -63,6 +63,7 @@ def wasserstein_ball(
     geometry: ott_geometry.Geometry,
     reg: float = 1000.0,
     *,
+    cap: float | None = None,
     tolerance: float = 1e-3,
     max_iterations: int = 300,
 ) -> FeasibleSet:
@@ -70,17 +71,19 @@ def wasserstein_ball(
 
     Wong et al. (2019). As published, the projected image is clamped to [0, 1] afterwards; what the
     clamp cuts off can take the image out of the ball, so the point before it is kept as evidence.
+    With a cap of 1 nothing is left to clamp.
 
     Args:
       geometry: where mass may move, and at what cost.
       reg: λ, weight of the distance against the plan's entropy.
+      cap: what a pixel may hold in the projection; None for no limit.
       tolerance, max_iterations: as for `projected_sinkhorn`; every point is feasible whatever they
         are.
 
     Raises:
       InputError: `reg` is not positive and finite.
     """
-    nearest = _sinkhorn(geometry, reg, None, tolerance, max_iterations)
+    nearest = _sinkhorn(geometry, reg, cap, tolerance, max_iterations)
 
     def project(
         x: Array, u: Array, stepped: Array, radius: Array, memory: BallEvidence

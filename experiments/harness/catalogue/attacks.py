@@ -89,8 +89,6 @@ class Attack(NamedTuple):
     A radius is in units of the cost, inside the settings' `window` where they have one."""
     radii: Callable[[Any], tuple[float, ...]] | None = None
     """settings ↦ the radii at which accuracy is reported; by default the largest."""
-    clamped: bool = False
-    """Whether the projected image is clamped to [0, 1] afterwards, which can lead out of it."""
     keep: str = "first-success"
     """The rule of `KEEPS` for which iterate is the answer."""
     varied: tuple[str, ...] = ()
@@ -99,6 +97,14 @@ class Attack(NamedTuple):
     def settings(self, preset: str, *, colour: bool) -> Any:
         """The settings of a preset, for images with or without colours; None if there is none."""
         return {**self.presets, **(self.colour if colour else {})}.get(preset)
+
+    def first(self, settings: Any) -> float:
+        """The smallest radius that is tried; 0 where there is but one, or none."""
+        return getattr(settings, "start_radius", getattr(settings, "increment", 0.0))
+
+    def clamped(self, settings: Any) -> bool:
+        """Whether projected images are clamped to [0, 1] afterwards, which can lead out."""
+        return getattr(settings, "white", "") == "clamped"
 
     def window(self, settings: Any) -> int | None:
         """Side of the window that mass stays in, in pixels; None for none."""
@@ -136,7 +142,6 @@ ATTACKS = {
         ground=euclidean,
         largest=lambda settings: _grown(settings, settings.grow_every),
         radii=lambda settings: (0.3, 0.5, 0.7, 1.0) if settings.start_radius >= 0.1 else _SMALL,
-        clamped=True,
     ),
     "hu": Attack(
         title="capped projected Sinkhorn",
