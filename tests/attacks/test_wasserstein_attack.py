@@ -124,8 +124,9 @@ def test_gradient_is_that_of_a_loss_on_given_images(training_step, problem):
 
 
 def test_published_protocols():
-    assert tuple(MNIST) == (0.3, 1.1, 10, 200, 0.1, 1000.0, 5, 1.0)
+    assert tuple(MNIST) == (0.3, 1.1, 10, 200, 0.1, 1000.0, 5, 1.0, "capped")
     assert tuple(MNIST_TRAINING)[:4] == (0.1, 1.4, 5, 50)
+    assert MNIST_TRAINING.white == "clamped"
 
 
 @pytest.mark.parametrize(

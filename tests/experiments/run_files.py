@@ -12,7 +12,7 @@ Change = Callable[[Path], object]
 """A change of a run's folder."""
 
 QUICK = {
-    "wong": ["--steps", "7", "--window", "3", "--radii", "0.3", "1.0"],
+    "wong": ["--steps", "7", "--window", "3", "--radii", "0.3", "1.0", "--white", "clamped"],
     "flow": ["--steps", "40", "--growth", "1.08", "--radii", "0.3", "--batch-size", "1"],
     "unbalanced": ["--steps", "2", "--keep", "first-success", "--batch-size", "1"],
 }

@@ -55,6 +55,11 @@ def test_an_attack_on_cifar10_stays_in_the_budget_of_all_channels(
     found = exact_distances(images, before, euclidean_power(1), 5).total
     assert np.all(found[moved] <= budget[moved] * (1 + 1e-4))
     assert found[moved].min() > 0
+    # White is a cap of the projection, so the images themselves are inside.
+    np.testing.assert_array_equal(arrays["image"], before)
+    assert results["distance_check"]["window"]["inside"] == 1.0
+    assert results["distance_check"]["window"]["max"] <= 1.0001
+    assert "inside_before_clamp" not in results["distance_check"]
     assert (out / "examples.png").is_file() and (out / "curve.png").is_file()
 
 
