@@ -98,9 +98,12 @@ def attack(options: AttackOptions) -> None:
 
     def figures(name: str, cell: Cell, files: Files) -> Figures:
         del name, cell
-        if entry.largest:
-            return _in_a_ball(options, protocol, radii)
-        return _in_no_ball(options, protocol, keep, files)
+        found = _in_a_ball(options, protocol, radii) if entry.largest else None
+        found = found or _in_no_ball(options, protocol, keep, files)
+        return {
+            **found,
+            session.CONVERGED: figure("mean", f"{file_name(options.attack)}/converged"),
+        }
 
     found = sweep(run, {options.attack: cell}, options, figures=figures)
     arrays = found.files[file_name(options.attack)]
@@ -149,7 +152,6 @@ def _in_a_ball(options: AttackOptions, protocol: Any, radii: tuple[float, ...]) 
         "adversarial_accuracy": figure("above", f"{at}radius", at=radii),
         "adversarial_interval": figure("above_interval", f"{at}radius", at=radii),
         "median_radius": figure("median", f"{at}radius"),
-        "projections_converged": figure("mean", f"{at}converged"),
         "distance_check/measured": figure("count", f"{at}budget", where=claimed),
     }
     rulers = _rulers(entry, protocol, (1, 1))
@@ -206,6 +208,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
         row(f"accuracy at radius {radius}", place, "{:.2%}", f"adversarial_interval/{radius}")
     row("accuracy after the attack", "attack_accuracy", "{:.2%}", "attack_interval")
     row("median radius", "median_radius")
+    row("projections converged", session.CONVERGED, "{:.2%}")
     row("exact distances measured", "distance_check/measured", "{:,}")
     for key in ("window", "global"):
         for measure in ("median", "max"):

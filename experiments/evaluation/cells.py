@@ -11,6 +11,7 @@ from jaxtyping import Int
 
 from experiments.evaluation.session import (
     CLEAN,
+    CONVERGED,
     Run,
     answer_name,
     clean_arrays,
@@ -258,6 +259,7 @@ def figures_of(name: str, cell: Cell, files: Files) -> dict[str, Figure]:
     found = {
         "accuracy": figure("left", f"{file}/success"),
         "interval": figure("left_interval", f"{file}/success"),
+        CONVERGED: figure("mean", f"{file}/converged"),
         **{array: figure("summary", f"{file}/{array}") for array in names if array in files[file]},
         **{f"median_{array}": figure("median", f"{file}/{array}", **over) for array in cell.rulers},
         "median_mass_change": figure("median", f"{file}/mass_change", **over),

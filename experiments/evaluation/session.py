@@ -26,6 +26,9 @@ from wasserstein_adv.evidence import Part, figure, results_of
 
 CLEAN = "clean"
 """The file of a run that holds the images as they are, their labels and the answers to them."""
+CONVERGED = "projections_converged"
+"""The share of images whose last projection converged, in the results."""
+_ENOUGH = 0.99  # of which nothing is said
 
 
 @dataclass(frozen=True)
@@ -200,6 +203,13 @@ def end(run: Run, results: dict[str, Any], tables: Sequence[Table], parts: Seque
     """Write what a run found, which makes it finished, and show it."""
     finish(run.folder, results, tables, parts)
     run.console.print(on_terminal(tables[0]))
+    for name, entry in {"": results, **results.get("cells", {})}.items():
+        if (share := entry.get(CONVERGED, 1.0)) < _ENOUGH:
+            run.console.print(
+                f"{name or 'note'}: {share:.1%} of the projections converged. The other images are "
+                "inside their balls all the same, and may not be the nearest that are.",
+                highlight=False,
+            )
     run.console.print(f"results and pictures: {run.folder.path}", highlight=False, soft_wrap=True)
 
 

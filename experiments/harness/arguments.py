@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import os
 import signal
 import sys
@@ -66,11 +67,29 @@ def run_command(
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return _BAD_INPUT
+    except Exception as error:
+        if not _is_of_a_full_disk(error):
+            raise
+        print(
+            "error: no space left on the device; the same command goes on from here",
+            file=sys.stderr,
+        )
+        return _BAD_INPUT
     except Terminated as terminated:
         return _interrupted(terminated.number)
     except KeyboardInterrupt:
         return _interrupted(signal.SIGINT)
     return 0
+
+
+def _is_of_a_full_disk(error: BaseException | None) -> bool:
+    """Whether an error comes from a full disk, in whatever others it is wrapped."""
+    while error is not None:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if full or os.strerror(errno.ENOSPC) in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 # Parsing ------------------------------------------------------------------------------------------

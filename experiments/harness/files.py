@@ -1,10 +1,11 @@
 """Files that appear whole or not at all: JSON, arrays, text; and where what lasts is kept."""
 
+import contextlib
 import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,23 @@ def write_json_atomic(path: Path, obj: Any) -> None:
     write_text(path, text)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, in one step; raise InputError where that fails."""
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A place to write a file, which becomes `path` when the block ends: that is the old one or the
+    new, and nothing else is left. Raise InputError where it cannot be written."""
     try:
         with tempfile.TemporaryDirectory(prefix=INCOMPLETE, dir=path.parent) as folder:
             written = Path(folder) / path.name
-            written.write_text(text, encoding="utf-8")
+            yield written
             os.replace(written, path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, in one step; raise InputError where that fails."""
+    with whole(path) as written:
+        written.write_text(text, encoding="utf-8")
 
 
 def plain(obj: Any) -> Any:
@@ -71,11 +80,9 @@ def read_json(path: Path) -> Any:
 
 
 def save_arrays(path: Path, *, compress: bool = True, **arrays: np.ndarray) -> None:
-    """Write an `.npz` file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        (np.savez_compressed if compress else np.savez)(file, **arrays)
-    os.replace(partial, path)
+    """Write an `.npz` file whole or not at all; raise InputError where that fails."""
+    with whole(path) as written:
+        (np.savez_compressed if compress else np.savez)(written, **arrays)
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:

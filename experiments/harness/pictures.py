@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int
 
+from experiments.harness.files import whole
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.metrics import accuracy_at
 
@@ -276,8 +277,6 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a figure as a PNG; raise InputError where that fails."""
-    try:
-        figure.savefig(path, format="png")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+    """Write a figure as a PNG, whole or not at all; raise InputError where that fails."""
+    with whole(path) as written:
+        figure.savefig(written, format="png")

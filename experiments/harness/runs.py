@@ -61,9 +61,11 @@ def claim(path: Path, settings: dict[str, Any]) -> RunFolder:
                 shutil.rmtree(left)
         if not (path / SETTINGS).is_file():
             write_json_atomic(path / SETTINGS, settings)
-        begun = json.loads((path / SETTINGS).read_text("utf-8"))
+        begun = read_json(path / SETTINGS)
         if not isinstance(begun, dict):
-            raise InputError(f"--out {path}: is not empty and holds no run, choose another")
+            raise InputError(
+                f"{path / SETTINGS}: does not hold a run's settings, choose another --out"
+            )
         if begun != settings:
             keys = [key for key in {**begun, **settings} if begun.get(key) != settings.get(key)]
             raise InputError(
@@ -115,12 +117,18 @@ def show_finished(folder: RunFolder, console: Console) -> bool:
     try:
         (first, *_) = results["tables"]
         console.print(on_terminal(from_json(first)))
+        gone = [name for name in results.get("arrays", ()) if not (folder.path / name).is_file()]
     except (InputError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{folder.path / RESULTS}: holds no table to show, as those of earlier versions; "
             "choose another --out"
         ) from error
     console.print(f"finished before: {folder.path}", highlight=False, soft_wrap=True)
+    if gone:
+        raise InputError(
+            f"{folder.path}: {', '.join(gone)} of this finished run is gone; choose another --out, "
+            f"or remove its {RESULTS} to run it again"
+        )
     return True
 
 
@@ -142,7 +150,8 @@ def finish(
         write_json_atomic(folder.path / EVIDENCE, to_json(parts))
     write_text(folder.path / "table.md", markdown(tables))
     kept = [table._asdict() for table in tables]
-    write_json_atomic(folder.path / RESULTS, {**results, "tables": kept})
+    arrays = sorted(file.name for file in folder.path.glob("*.npz") if file.name != _CHECKPOINT)
+    write_json_atomic(folder.path / RESULTS, {**results, "arrays": arrays, "tables": kept})
     (folder.path / _CHECKPOINT).unlink(missing_ok=True)
 
 

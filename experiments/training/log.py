@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.harness.files import write_text
 from experiments.harness.progress import progress_bar
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.recipes import Recipe, learning_rates
@@ -161,7 +162,5 @@ def _drop_lines_after(path: Path, step: int) -> dict[str, Any]:
                 continue
             lines.append(line)
             last = found if "loss" in found else last
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(f"{line}\n" for line in lines), "utf-8")
-    partial.replace(path)
+    write_text(path, "".join(f"{line}\n" for line in lines))
     return last

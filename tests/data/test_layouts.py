@@ -19,6 +19,7 @@ from experiments.prepare_data import PrepareConfig, main
 from wasserstein_adv.data import class_names, describe, prepare, read
 from wasserstein_adv.data.files import open_tree, read_bytes
 from wasserstein_adv.data.recipes import RECIPES, open_published
+from wasserstein_adv.data.svhn_mat import read_svhn
 from wasserstein_adv.errors import InputError
 
 EXAMPLES: dict[str, tuple[str, Callable[[], layouts.Example]]] = {
@@ -639,6 +640,26 @@ def test_a_name_in_a_zip_file_that_is_no_text_is_one_line(tmp_path):
     path.write_bytes(path.read_bytes().replace("ä".encode(), b"\xff\xff"))
     with pytest.raises(InputError, match="not a whole tar or zip file"), open_tree(path):
         pass
+
+
+def test_an_archive_that_unpacks_to_far_too_much_is_refused(tmp_path):
+    content = {"zeros": bytes(20 << 20)}
+    packed, zipped = tmp_path / "x.tar.gz", tmp_path / "x.zip"
+    packed.write_bytes(layouts.tar_bytes(content, mode="w:gz"))
+    with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros", content["zeros"])
+    for path in (packed, zipped):
+        message = "unpacks to more than 16,777,216 bytes"
+        with pytest.raises(InputError, match=message), open_tree(path) as tree:
+            read_bytes(tree.files["zeros"])
+    (tmp_path / "mat").mkdir()
+    mat = layouts.mat_bytes(X=np.zeros((32, 32, 3, 6000), np.uint8), y=np.ones((6000, 1)))
+    (tmp_path / "mat" / "train_32x32.mat").write_bytes(mat)
+    with (
+        open_tree(tmp_path / "mat") as tree,
+        pytest.raises(InputError, match="unpacks to more than"),
+    ):
+        read_svhn(tree)
 
 
 def test_a_link_to_itself_is_one_line(tmp_path):

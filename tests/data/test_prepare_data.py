@@ -154,6 +154,13 @@ def test_damaged_gzip_is_refused(source, tmp_path):
     assert not (tmp_path / "tfds").exists()
 
 
+def test_a_file_that_unpacks_to_far_too_much_is_refused(source, tmp_path):
+    (source.folder / f"{IMAGES}.gz").write_bytes(gzip.compress(bytes(20 << 20)))
+    with pytest.raises(InputError, match=f"{IMAGES}.gz: unpacks to more than 16,777,216 bytes"):
+        prepare("mnist", source.folder, tmp_path / "tfds")
+    assert not (tmp_path / "tfds").exists()
+
+
 def test_missing_files_and_folders_are_refused(source, tmp_path):
     (source.folder / f"{LABELS}.gz").unlink()
     with pytest.raises(InputError, match=rf"neither {LABELS}\.gz nor {LABELS}"):

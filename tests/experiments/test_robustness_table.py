@@ -290,11 +290,13 @@ def test_a_claim_is_checked_inside_its_window_where_there_is_one():
         "distance": np.array([0.0, 0.25, 0.5]),
         "window": np.array([0.0, 0.5, 1.5]),
         "mass_change": np.array([0.0, 0.5, 1.0, 0.0]),
+        "converged": np.array([True, True, False, True]),
     }
     files = {"clean": {"image": subject_of(4).x}, "a-hu": arrays}
     described = robustness_table.figures("a hu", cell._replace(steps=2), files)
     found = worked_out([Part("a hu", described)], files)["cells"]["a hu"]
     assert found["accuracy"] == 0.25
+    assert found["projections_converged"] == 0.75
     assert found["accuracy_after_steps"] == {"0": 0.75, "1": 0.5, "2": 0.25}
     left = {"0.01": 2 / 3, "0.1": 2 / 3, "0.2": 2 / 3, "0.5": 1 / 3}
     assert found["accuracy_at_distances"].items() >= left.items()

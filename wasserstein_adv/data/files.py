@@ -9,7 +9,6 @@ import functools
 import gzip
 import lzma
 import os
-import shutil
 import tarfile
 import tempfile
 import zipfile
@@ -23,6 +22,7 @@ from wasserstein_adv.errors import InputError
 GZIP_MAGIC = b"\x1f\x8b"
 _ZIP_MAGIC = b"PK\x03\x04"
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError)
+_UNPACKED, _RATIO = 1 << 24, 100  # bytes, and times its packed size: no published file is more
 _DEPTH = 5  # TOP/train/CLASS/images/FILE; deeper files belong to no layout, links may make circles
 
 
@@ -80,6 +80,11 @@ def open_tree(path: Path) -> Iterator[Tree]:
         raise InputError(f"{path} is not a folder, nor a tar or zip file")
     with contextlib.ExitStack() as stack:
         yield Tree(str(path), _archived(path, stack))
+
+
+def most_unpacked(packed: int) -> int:
+    """How many bytes may come of so many packed ones; what becomes more is no published file."""
+    return max(_UNPACKED, _RATIO * packed)
 
 
 def read_bytes(file: File) -> bytes:
@@ -157,9 +162,13 @@ def _archived(path: Path, stack: contextlib.ExitStack) -> dict[str, File]:
 
 def _unpacked(packed: IO[bytes], stack: contextlib.ExitStack) -> IO[bytes]:
     """A temporary file with what a gzip file holds: reading a packed one out of order is slow."""
+    most = most_unpacked(os.fstat(packed.fileno()).st_size)
     unpacked = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
     with gzip.open(packed) as content:
-        shutil.copyfileobj(content, unpacked, 1 << 20)
+        while block := content.read(1 << 20):
+            unpacked.write(block)
+            if unpacked.tell() > most:
+                raise ValueError(f"it unpacks to more than {most:,} bytes")
     unpacked.seek(0)
     return unpacked
 
@@ -181,9 +190,15 @@ def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return tar.extractfile(member).read()  # type: ignore[union-attr]  # a regular file
 
 
+def _read_packed(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    if member.file_size > (most := most_unpacked(member.compress_size)):
+        raise zipfile.BadZipFile(f"it unpacks to more than {most:,} bytes")
+    return archive.read(member)
+
+
 def _zipped(path: Path, archive: zipfile.ZipFile) -> dict[str, File]:
     return {
-        name: _Member(f"{path}/{name}", functools.partial(archive.read, member))
+        name: _Member(f"{path}/{name}", functools.partial(_read_packed, archive, member))
         for member in archive.infolist()
         if not member.is_dir() and (name := _inside(member.filename))
     }

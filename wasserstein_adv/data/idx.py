@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import io
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from wasserstein_adv.data.files import GZIP_MAGIC, File, Tree, open_tree, read_bytes
+from wasserstein_adv.data.files import GZIP_MAGIC, File, Tree, most_unpacked, open_tree, read_bytes
 from wasserstein_adv.data.published import Published, Split
 from wasserstein_adv.errors import InputError
 
@@ -178,7 +179,12 @@ def _read_unpacked(file: File) -> bytes:
     content = read_bytes(file)
     if not content.startswith(GZIP_MAGIC):
         return content
+    most = most_unpacked(len(content))
     try:
-        return gzip.decompress(content)
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as packed:
+            unpacked = packed.read(most + 1)
+        if len(unpacked) > most:
+            raise InputError(f"{file}: unpacks to more than {most:,} bytes")
+        return unpacked
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{file}: damaged gzip file ({error})") from error

@@ -1,11 +1,12 @@
 """SVHN as it was published: cropped digits in MATLAB files."""
 
 import io
+import math
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from wasserstein_adv.data.files import File, Tree, read_bytes
+from wasserstein_adv.data.files import File, Tree, most_unpacked, read_bytes
 from wasserstein_adv.data.published import Published, Split, require
 from wasserstein_adv.errors import InputError
 
@@ -37,12 +38,17 @@ def _read_split(file: File) -> Split:
 
 
 def _read_mat(file: File) -> tuple[UInt8[np.ndarray, "32 32 3 n"], Int64[np.ndarray, "n"]]:
-    from scipy.io import loadmat
+    from scipy.io import loadmat, whosmat
 
     content = read_bytes(file)
     try:
+        declared = {name: math.prod(shape) for name, shape, _ in whosmat(io.BytesIO(content))}
+        if declared["X"] > (most := most_unpacked(len(content))):
+            raise InputError(f"{file}: unpacks to more than {most:,} bytes")
         variables = loadmat(io.BytesIO(content), variable_names=("X", "y"))
         images, labels = variables["X"], variables["y"].ravel()
+    except InputError:
+        raise
     except Exception as error:  # scipy lets through whatever goes wrong inside
         raise InputError(f"{file}: not a MATLAB file with X and y, or damaged") from error
     if images.dtype != np.uint8 or images.shape[:-1] != IMAGE_SHAPE:

@@ -1,5 +1,6 @@
 """Arguments: an attack's own options, their defaults, and what is refused in one line."""
 
+import errno
 import os
 import re
 import signal
@@ -10,6 +11,8 @@ import pytest
 from experiments.attack_cifar10 import AttackCifar10Config
 from experiments.attack_mnist import AttackMnistConfig
 from experiments.compare import CompareConfig
+from experiments.compare import main as compare
+from experiments.evaluation.attack import attack
 from experiments.harness.arguments import (
     check_each,
     check_positive,
@@ -18,7 +21,7 @@ from experiments.harness.arguments import (
     parse,
     run_command,
 )
-from experiments.harness.catalogue.attacks import ATTACKS
+from experiments.harness.catalogue.attacks import ATTACKS, RENAMED
 from experiments.harness.catalogue.defenses import DEFENSES
 from experiments.train_mnist import TrainMnistConfig
 from wasserstein_adv.attacks.flow import MNIST as FLOW
@@ -225,6 +228,37 @@ def test_values_are_there_and_different_as_shown(values, message):
 
 
 # Ending -------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_is_one_line_whatever_it_is_wrapped_in(capsys):
+    def main(config):
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "weights")
+        except OSError as error:
+            raise RuntimeError("checkpoint") from error
+
+    assert run_command(main, CompareConfig, []) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: no space left on the device") and told.count("\n") == 1
+
+
+def test_any_other_failure_shows_where_it_is(capsys):
+    def main(config):
+        raise RuntimeError("a mistake of ours")
+
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        run_command(main, CompareConfig, [])
+
+
+@pytest.mark.parametrize("name", RENAMED)
+def test_attacks_of_earlier_versions_say_what_they_are_called_now(name, capsys):
+    for run, config, option in (
+        (attack, AttackMnistConfig, "--attack"),
+        (compare, CompareConfig, "--attacks"),
+    ):
+        assert run_command(run, config, [option, name]) == 2
+        told = capsys.readouterr().err
+        assert f"called {RENAMED[name]} now" in told and told.count("\n") == 1
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -1,11 +1,14 @@
 """Files that appear whole or not at all, strict JSON, and where things are kept."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from experiments.harness.files import (
     cache_root,
@@ -14,7 +17,9 @@ from experiments.harness.files import (
     read_json,
     save_arrays,
     write_json_atomic,
+    write_text,
 )
+from experiments.harness.pictures import new_figure, save_figure
 from wasserstein_adv.errors import InputError
 
 
@@ -61,6 +66,36 @@ def test_arrays_are_written_whole(tmp_path):
     save_arrays(tmp_path / "radii.npz", radius=np.arange(4))
     np.testing.assert_array_equal(load_arrays(tmp_path / "radii.npz")["radius"], np.arange(4))
     assert [p.name for p in tmp_path.iterdir()] == ["radii.npz"]
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "through"),
+    [
+        ("a.npz", lambda path: save_arrays(path, radius=np.arange(3)), (np, "savez_compressed")),
+        ("a.md", lambda path: write_text(path, "text"), (Path, "write_text")),
+        ("a.png", lambda path: save_figure(new_figure(1, 1), path), (Figure, "savefig")),
+    ],
+)
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(
+    name, write, through, tmp_path, monkeypatch
+):
+    path = tmp_path / name
+    path.write_bytes(b"old")
+
+    def half(*arguments, **_):
+        place = next(at for at in arguments if isinstance(at, Path))
+        place.write_bytes(b"ha")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(*through, half)
+        with pytest.raises(InputError, match=f"{name}: cannot be written .No space left") as told:
+            write(path)
+    assert "\n" not in str(told.value)
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    write(path)
+    assert path.read_bytes() != b"old"
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no archive", b"PK\x03\x04 cut"])

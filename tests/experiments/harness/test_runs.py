@@ -95,7 +95,8 @@ def test_what_is_no_run_is_refused(tmp_path):
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "settings.json").write_text("{")
     for name in ("file", "other", "damaged", "file/below"):
-        with pytest.raises(InputError, match="--out") as caught:
+        said = "damaged/settings.json" if name == "damaged" else "--out"
+        with pytest.raises(InputError, match=said) as caught:
             claim(tmp_path / name, SETTINGS)
         assert "\n" not in str(caught.value)
 
@@ -109,7 +110,7 @@ def test_results_make_a_run_finished_and_drop_its_checkpoint(folder):
     finish(folder, {"accuracy": np.float64(0.5)}, [TABLE], parts)
     again = claim(folder.path, SETTINGS)
     assert again.finished
-    kept = {"accuracy": 0.5, "tables": [json.loads(json.dumps(TABLE._asdict()))]}
+    kept = {"accuracy": 0.5, "arrays": [], "tables": [json.loads(json.dumps(TABLE._asdict()))]}
     assert read_json(folder.path / "results.json") == kept
     assert from_json(read_json(folder.path / "evidence.json")) == parts
     assert "| flow | 57.4 |" in (folder.path / "table.md").read_text("utf-8")
@@ -134,10 +135,22 @@ def test_a_finished_run_is_shown_and_one_that_lost_its_results_is_none(folder):
     withdraw(folder)
 
 
+def test_a_finished_run_whose_arrays_are_gone_says_so(folder):
+    for name in ("clean", "flow"):
+        (folder.path / f"{name}.npz").write_bytes(b"arrays")
+    finish(folder, {}, [TABLE])
+    assert shown(claim(folder.path, SETTINGS))[0]
+    (folder.path / "flow.npz").unlink()
+    with pytest.raises(InputError, match=r"flow\.npz of this finished run is gone") as refused:
+        shown(claim(folder.path, SETTINGS))
+    assert "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     "content",
     [
         '{"accuracy": 0.5}',
+        '{"tables": [{"title": "", "columns": [], "rows": []}], "arrays": [3]}',
         "[]",
         '{"tables": []}',
         '{"tables": [3]}',
@@ -204,5 +217,6 @@ def test_damaged_checkpoint_is_not_used(folder, kept):
 @pytest.mark.parametrize("content", [b"[]", b"\xff\xfe", b"{"])
 def test_claim_refuses_damaged_settings(folder, content):
     (folder.path / "settings.json").write_bytes(content)
-    with pytest.raises(InputError, match="--out"):
+    with pytest.raises(InputError, match=r"/settings\.json: ") as refused:
         claim(folder.path, SETTINGS)
+    assert "\n" not in str(refused.value)
