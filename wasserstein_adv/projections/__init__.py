@@ -11,10 +11,9 @@ from wasserstein_adv.projections.dual_projection import (
 from wasserstein_adv.projections.flow_projection import (
     FlowProjection,
     FlowState,
-    descent,
-    divergence,
     flow_projection,
 )
+from wasserstein_adv.projections.grid_flow import descent, divergence
 from wasserstein_adv.projections.kernel import alpha_step
 from wasserstein_adv.projections.linear_oracle import (
     LinearMaximum,

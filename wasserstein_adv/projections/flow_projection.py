@@ -26,12 +26,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from wasserstein_adv.checks import check_cap, check_field, check_positive, check_room
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.geometry.batching import batch_last
+from wasserstein_adv.projections.grid_flow import (
+    cosines,
+    descent,
+    divergence,
+    laplacian_filter,
+    over_edges,
+    over_pixels,
+)
 from wasserstein_adv.projections.kernel import check_stopping, in_range, refuse_gradients
 
 _RELAXATION = 1.7
@@ -92,21 +99,6 @@ class _Iterate(NamedTuple):
     rho: Array
     threshold: Array
     """Of the ℓ₁ ball's projection, where its next search starts."""
-
-
-def divergence(m: Float[Array, "2 h w ..."]) -> Float[Array, "h w ..."]:
-    """What flows out of every pixel less what flows in. What would cross the border must be 0."""
-    down, right = m
-    above = jnp.concatenate([jnp.zeros_like(down[:1]), down[:-1]], axis=0)
-    left = jnp.concatenate([jnp.zeros_like(right[:, :1]), right[:, :-1]], axis=1)
-    return down - above + right - left
-
-
-def descent(phi: Float[Array, "h w ..."]) -> Float[Array, "2 h w ..."]:
-    """φ_i − φ_j along every edge i → j, down and right: the transpose of `divergence`."""
-    down = jnp.concatenate([phi[:-1] - phi[1:], jnp.zeros_like(phi[:1])], axis=0)
-    right = jnp.concatenate([phi[:, :-1] - phi[:, 1:], jnp.zeros_like(phi[:, :1])], axis=1)
-    return jnp.stack([down, right])
 
 
 def flow_projection(
@@ -202,7 +194,7 @@ def _of_any_mass(
     problem = _Problem(change, -here, cap / mass - here, budget)
     if start is not None:
         start = FlowState(start.flow / mass, start.potential / mass, start.penalty)
-    transforms = tuple(jnp.asarray(_cosines(n), x.dtype) for n in x.shape[:2])
+    transforms = tuple(jnp.asarray(cosines(n), x.dtype) for n in x.shape[:2])
     found = batch_last(functools.partial(_solve, **stopping))(transforms, problem, start)
     flow, potential, penalty = found.state
     return found._replace(
@@ -211,29 +203,6 @@ def _of_any_mass(
         cost=found.cost / jnp.where(moves, total / mass, 1.0),
         converged=sound & ((total <= 0) | (reached & found.converged)),
     )
-
-
-def _cosines(n: int) -> np.ndarray:
-    """The orthonormal DCT-II of n points as a matrix."""
-    at = np.arange(n)
-    rows = np.cos(np.pi * at[:, None] * (2 * at + 1) / (2 * n)) * np.sqrt(2.0 / n)
-    rows[0] /= np.sqrt(2.0)
-    return rows
-
-
-def _laplacian_filter(transforms: tuple[Array, Array], r: Array, shift: float) -> Array:
-    """(shift·I + div divᵀ)⁻¹ r, and for shift 0 the pseudo-inverse."""
-    rows, cols = transforms
-    exact = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-
-    def eigenvalues(n: int) -> np.ndarray:
-        return 2.0 - 2.0 * np.cos(np.pi * np.arange(n) / n)
-
-    total = shift + eigenvalues(len(rows))[:, None] + eigenvalues(len(cols))
-    inverses = np.where(total > 0, 1.0 / np.where(total > 0, total, 1.0), 0.0)
-    inverse = jnp.asarray(inverses, r.dtype).reshape(*total.shape, *(1,) * (r.ndim - 2))
-    there = exact("ij,jk...->ik...", rows, exact("kl,jl...->jk...", cols, r))
-    return exact("ji,jk...->ik...", rows, exact("lk,jl...->jk...", cols, there * inverse))
 
 
 def _solve(
@@ -247,15 +216,15 @@ def _solve(
     """The projection with its point as a change, and its cost in units of the budget."""
     v, low, _, budget = problem
     unlimited, offset = _without_budget(problem)
-    reach = jnp.sqrt(_over_pixels(jnp.square(unlimited)))
+    reach = jnp.sqrt(over_pixels(jnp.square(unlimited)))
     # Less than the rounding of x is no way to go.
-    rounding = 10.0 * jnp.finfo(v.dtype).eps * jnp.sqrt(_over_pixels(jnp.square(low)))
+    rounding = 10.0 * jnp.finfo(v.dtype).eps * jnp.sqrt(over_pixels(jnp.square(low)))
     scale = jnp.where(reach > 0, jnp.maximum(reach, rounding), 1.0)
 
     def look(boxed: Array, m: Array, phi: Array, rho: Array, iterations: Array) -> FlowProjection:
         point, flow = _feasible(transforms, problem, boxed, m)
         residual = jnp.sqrt(2.0 * _duality_gap(problem, point, flow, phi)) / scale
-        cost = _over_edges(jnp.abs(flow))
+        cost = over_edges(jnp.abs(flow))
         return FlowProjection(
             point, FlowState(flow, phi, rho), cost, iterations, residual, residual <= tolerance
         )
@@ -298,7 +267,7 @@ def _step(
     ahead = _RELAXATION * flow + (1.0 - _RELAXATION) * m
     change = _RELAXATION * boxed + (1.0 - _RELAXATION) * d
     # Onto the graph, from where η has no part in it: what is to be filtered falls to zero.
-    rise = _laplacian_filter(transforms, change + divergence(ahead), 1.0)
+    rise = laplacian_filter(transforms, change + divergence(ahead), 1.0)
     return _Iterate(ahead - descent(rise), change - rise, eta + rise, rho, threshold), flow, boxed
 
 
@@ -316,12 +285,12 @@ def _balanced(new: _Iterate, old: _Iterate, flow: Array, boxed: Array) -> _Itera
 
     He, Yang and Wang (2000), with residuals relative to what they are differences of.
     """
-    apart = _over_edges(jnp.square(new.m - flow)) + _over_pixels(jnp.square(new.d - boxed))
-    size = _over_edges(jnp.square(flow)) + _over_pixels(jnp.square(boxed))
+    apart = over_edges(jnp.square(new.m - flow)) + over_pixels(jnp.square(new.d - boxed))
+    size = over_edges(jnp.square(flow)) + over_pixels(jnp.square(boxed))
     moved = (
-        _over_edges(jnp.square(new.m - old.m)) + _over_pixels(jnp.square(new.d - old.d))
+        over_edges(jnp.square(new.m - old.m)) + over_pixels(jnp.square(new.d - old.d))
     ) / _ROUND**2
-    pull = _over_edges(jnp.square(descent(new.eta))) + _over_pixels(jnp.square(new.eta))
+    pull = over_edges(jnp.square(descent(new.eta))) + over_pixels(jnp.square(new.eta))
     ratio = _LEAN * (apart * pull) / (moved * size)
     ratio = jnp.where(jnp.isfinite(ratio) & (ratio > 0), ratio, 1.0) ** 0.25
     ratio = jnp.where((ratio > 1.2) | (ratio < 1.0 / 1.2), jnp.clip(ratio, 0.1, 10.0), 1.0)
@@ -341,8 +310,8 @@ def _onto_l1_ball(v: Array, budget: Array, threshold: Array) -> tuple[Array, Arr
 
     def newton(_, threshold):
         above = size > threshold
-        total = _over_edges(jnp.where(above, size, 0.0))
-        count = _over_edges(above.astype(v.dtype))
+        total = over_edges(jnp.where(above, size, 0.0))
+        count = over_edges(above.astype(v.dtype))
         return jnp.maximum((total - budget) / jnp.maximum(count, 1.0), least)
 
     threshold = jax.lax.fori_loop(0, 4, newton, threshold)
@@ -380,8 +349,8 @@ def _feasible(
     # by pixels that are free, as leaving a bound may cost far more.
     free = (boxed > low) & (boxed < high)
     even = _evened(problem, _evened(problem, boxed, free), jnp.ones_like(free))
-    flow = m - descent(_laplacian_filter(transforms, even + divergence(m), 0.0))
-    spent = _over_edges(jnp.abs(flow))
+    flow = m - descent(laplacian_filter(transforms, even + divergence(m), 0.0))
+    spent = over_edges(jnp.abs(flow))
     share = jnp.where(spent > budget, budget / jnp.where(spent > 0, spent, 1.0), 1.0)
     return share * even, share * flow
 
@@ -406,15 +375,5 @@ def _duality_gap(problem: _Problem, d: Array, m: Array, phi: Array) -> Array:
     slope = descent(phi)
     steepest = jnp.max(jnp.abs(slope), axis=(0, 1, 2, 3))
     flow = jnp.maximum(steepest * jnp.abs(m) + slope * m, 0.0)
-    unspent = steepest * jnp.maximum(budget - _over_edges(jnp.abs(m)), 0.0)
-    return _over_pixels(image) + _over_edges(flow) + unspent
-
-
-def _over_pixels(a: Array) -> Array:
-    """Σ over (h, w, c)."""
-    return jnp.sum(a, axis=(0, 1, 2))
-
-
-def _over_edges(a: Array) -> Array:
-    """Σ over (2, h, w, c)."""
-    return jnp.sum(a, axis=(0, 1, 2, 3))
+    unspent = steepest * jnp.maximum(budget - over_edges(jnp.abs(m)), 0.0)
+    return over_pixels(image) + over_edges(flow) + unspent

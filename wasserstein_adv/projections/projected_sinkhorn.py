@@ -211,8 +211,7 @@ def projected_sinkhorn(
     check_cap(cap)
     check_room(x, cap)
     dtype = jnp.result_type(x, w, jnp.float32)
-    x, w = jnp.asarray(x, dtype), jnp.asarray(w, dtype)
-    radius, reg = jnp.asarray(radius, dtype), jnp.asarray(reg, dtype)
+    x, w, radius, reg = (jnp.asarray(a, dtype) for a in (x, w, radius, reg))
     cap = None if cap is None else jnp.asarray(cap, dtype)
     flat = x.ndim == 2
     if flat:
@@ -290,9 +289,8 @@ def _solve(
             duals = Duals(found.beta, found.psi)
             steps = jnp.minimum(carry[0].iterations + found.iterations, max_iterations)
             converged = found.residual <= tolerance
-            return Projection(
-                found.point, duals, found.cost, steps, found.residual, converged
-            ), jnp.zeros((), bool)
+            more = (duals, found.cost, steps, found.residual, converged)
+            return Projection(found.point, *more), jnp.zeros((), bool)
 
         # A loop of at most one turn: a conditional that stays one under vmap, so that a batch pays
         # for Newton's method only if one of its images needs it.
@@ -305,13 +303,12 @@ def _solve(
     only = (mass <= 0) | (room <= 10.0 * jnp.finfo(x.dtype).eps)
     sound = in_range(x.reshape(-1), cap, radius, reg)
     stays = only | ~sound
-    zero = jnp.zeros_like(reg)
     beta = solution.duals.beta + reg * shift
     return solution._replace(
         point=jnp.where(stays, x, solution.point * unit),
         duals=solution.duals._replace(beta=beta),
-        cost=jnp.where(stays, zero, solution.cost),
-        residual=jnp.where(sound, jnp.where(only, zero, solution.residual), jnp.inf),
+        cost=jnp.where(stays, 0.0, solution.cost),
+        residual=jnp.where(sound, jnp.where(only, 0.0, solution.residual), jnp.inf),
         converged=sound & (only | solution.converged),
     )
 
