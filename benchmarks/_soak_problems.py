@@ -1,9 +1,12 @@
 """Random problems over the range in which projections must be right, special images among them."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+
+from wasserstein_adv.geometry import euclidean_power, local_grid
 
 SIZES = (
     (4, 4, 1, 3), (5, 5, 1, 3), (7, 4, 1, 5), (8, 8, 1, 5),
@@ -55,6 +58,13 @@ IMAGES: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] 
 }
 
 
+@functools.cache
+def displacements(window: int) -> tuple[tuple[int, int], ...]:
+    """Where the taps of a coupling lead, in the order of its first axis."""
+    taps = local_grid((window, window), euclidean_power(1.0), window).taps(axis=1)
+    return tuple((int(down), int(right)) for _, moves in taps for down, right in moves)
+
+
 def _log_uniform(rng: np.random.Generator, low: float, high: float, n: int) -> np.ndarray:
     return np.exp(rng.uniform(np.log(low), np.log(high), n))
 
@@ -84,7 +94,7 @@ def draw(rng: np.random.Generator, size: tuple[int, int, int, int], n: int) -> P
     length = _log_uniform(rng, 1e-3, 5.0, n) * unit
     moves = np.stack([_step(rng, shape) for _ in range(n)])
     plan = rng.standard_normal((n, window**2, *shape)) * length.reshape(n, 1, 1, 1, 1) / window
-    plan[:, window**2 // 2] += x
+    plan[:, displacements(window).index((0, 0))] += x
     return Problems(
         kind=[kind.strip() for kind in kinds],
         x=x.astype(np.float32),
