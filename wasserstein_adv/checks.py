@@ -28,9 +28,11 @@ def check_images(images: Any, name: str = "images") -> None:
         raise InputError(f"{name} must be floating point in [0, 1], got {array.dtype}{advice}")
     if isinstance(array, jax.core.Tracer):
         return
-    low, high = float(array.min()), float(array.max())  # NaN where there is one
+    # By NumPy, which stays concrete while something else is traced. NaN where there is one.
+    here = np.asarray(array)
+    low, high = float(here.min()), float(here.max())
     if not np.isfinite([low, high]).all():
-        bad = int((~np.isfinite(np.asarray(array, np.float64))).sum())
+        bad = int((~np.isfinite(here.astype(np.float64))).sum())
         raise InputError(f"{name} must be finite, {bad} values are not")
     if low < 0 or high > 1:
         advice = ": divide by 255" if low >= 0 and 1 < high <= 255 else ""
@@ -46,7 +48,7 @@ def check_positive(name: str, value: Any, *, infinite: bool = False) -> None:
     """
     if isinstance(value, jax.core.Tracer):
         return
-    if not (_is_number(value) and value > 0 and (infinite or value < float("inf"))):
+    if not (_is_number(value) and float(value) > 0 and (infinite or float(value) < float("inf"))):
         must = "positive" if infinite else "positive and finite"
         raise InputError(f"{name} must be {must}, got {value!r}")
 

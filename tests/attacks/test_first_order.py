@@ -8,6 +8,7 @@ import optax
 import pytest
 from flax import nnx
 
+from wasserstein_adv import parallel
 from wasserstein_adv.attacks import (
     closest,
     constant,
@@ -249,3 +250,83 @@ def test_options_out_of_range_are_refused(options):
 def test_batches_that_do_not_agree_are_refused(problem, x_shape, y):
     with pytest.raises(InputError, match=r"\bx\b|\by\b"):
         linf()(KEY, problem.logits, jnp.zeros(x_shape), jnp.asarray(y))
+
+
+# The border ---------------------------------------------------------------------------------------
+
+
+def answers(images):
+    return images.reshape(len(images), -1)[:, :4]
+
+
+GOOD = np.full((2, 4, 4, 1), 0.5, np.float32)
+LABELS = np.array([0, 3])
+
+
+def with_value(value):
+    images = GOOD.copy()
+    images[1, 2, 3, 0] = value
+    return images
+
+
+@pytest.mark.parametrize(
+    ("key", "logits_fn", "x", "y", "message"),
+    [
+        (KEY, answers, 255 * GOOD, LABELS, r"x must lie in \[0, 1\].*: divide by 255"),
+        (KEY, answers, (255 * GOOD).astype(np.uint8), LABELS, "x must be floating.*divide by 255"),
+        (KEY, answers, with_value(-0.5), LABELS, r"x must lie in \[0, 1\], got values from -0.5"),
+        (KEY, answers, with_value(np.nan), LABELS, "x must be finite, 1 values are not"),
+        (KEY, answers, GOOD[:0], LABELS[:0], "x must have shape .*none of them 0"),
+        (KEY, answers, GOOD.tolist(), LABELS, "x must be an array, got list"),
+        (KEY, answers, GOOD, np.array([0, 4]), "y must be labels from 0 to 3.*got 4"),
+        (KEY, answers, GOOD, np.array([-1, 0]), "y must be labels from 0 to 3.*got -1"),
+        (KEY, answers, GOOD, np.array([0.0, 1.0]), "y must be 2 integer labels"),
+        (0, answers, GOOD, LABELS, r"key must be a random key such as jax.random.key\(0\), got 0"),
+        (
+            KEY,
+            lambda images: images[:, 0, 0, 0],
+            GOOD,
+            LABELS,
+            r"logits_fn must return .*got \(2,\)",
+        ),
+    ],
+)
+@pytest.mark.parametrize("through", ["attack", "evaluate"])
+def test_what_is_no_batch_is_refused_in_one_line(through, key, logits_fn, x, y, message):
+    attack = linf(steps=1)
+    with pytest.raises(InputError, match=message) as refused:
+        if through == "attack":
+            attack(key, logits_fn, x, y)
+        else:
+            parallel.evaluate(attack, key, logits_fn, x, y)
+    assert "\n" not in str(refused.value)
+
+
+def test_concrete_images_and_labels_beside_a_traced_model_are_looked_at_all_the_same():
+    x, y, attack = jnp.asarray(GOOD), jnp.asarray(LABELS), linf(steps=1)
+
+    def run(weights, x):
+        return attack(KEY, lambda images: answers(images) * weights, x, y).radius
+
+    assert jax.jit(lambda weights: run(weights, x))(jnp.ones(4)).shape == (2,)
+    wrong = jnp.asarray(255 * GOOD)
+    with pytest.raises(InputError, match="divide by 255"):
+        jax.jit(lambda weights: run(weights, wrong))(jnp.ones(4))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_images_of_half_precision_are_attacked_in_single(dtype, quick_jit):
+    x, attack = jnp.asarray(GOOD, dtype), linf(steps=2)
+    found = quick_jit(lambda x: attack(KEY, answers, x, LABELS))(x)
+    assert found.image.dtype == jnp.float32
+
+
+def test_logits_that_are_nan_leave_the_clean_image(quick_jit):
+    def broken(images):
+        logits = answers(images)
+        moved = jnp.any(images != 0.5, axis=(1, 2, 3))[:, None]
+        return jnp.where(moved, jnp.nan, logits)
+
+    found = quick_jit(lambda x: linf(steps=5)(KEY, broken, x, LABELS))(GOOD)
+    np.testing.assert_array_equal(found.image, GOOD)
+    assert not np.asarray(found.success)[0]

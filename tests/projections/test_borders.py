@@ -112,3 +112,13 @@ def test_images_of_half_precision_are_projected_in_single(name, dtype):
     assert found.converged
     assert found.point.dtype == jnp.float32
     np.testing.assert_array_equal(found.point, expected.point)
+
+
+@every
+def test_concrete_arguments_beside_a_traced_one_are_looked_at_all_the_same(name):
+    x, radius = jnp.asarray(X), jnp.float32(0.1)
+    found = jit(lambda w: PROJECTIONS[name](x, w, radius))(W)
+    assert found.converged
+    negative = jnp.asarray(changed(X, -1.0))
+    with pytest.raises(wa.InputError, match="x must be non-negative"):
+        jit(lambda w: PROJECTIONS[name](negative, w, radius))(W)

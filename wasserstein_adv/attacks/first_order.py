@@ -146,7 +146,8 @@ def check_model(logits_fn: LogitsFn, x: Array | np.ndarray, y: Array | np.ndarra
             f"logits_fn must return logits of shape ({x.shape[0]}, classes), got {got}"
         )
     if not isinstance(y, jax.core.Tracer):
-        low, high = int(y.min()), int(y.max())
+        labels = np.asarray(y)  # JAX's own would be traced where something else is
+        low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= shape[1]:
             raise InputError(
                 f"y must be labels from 0 to {shape[1] - 1}, as the model has {shape[1]} classes, "
