@@ -25,10 +25,7 @@ def save_checkpoint(folder: Path, state: TrainState, about: dict[str, Any]) -> N
     about = {**about, "step": int(state.step), "digest": _digest(leaves)}
     try:
         with quiet_orbax() as ocp, _manager(ocp, folder) as manager:
-            items = {
-                _STATE: ocp.args.PyTreeSave(leaves),
-                _ABOUT: ocp.args.JsonSave(about),
-            }
+            items = {_STATE: ocp.args.PyTreeSave(leaves), _ABOUT: ocp.args.JsonSave(about)}
             manager.save(int(state.step), args=ocp.args.Composite(**items))
     except (OSError, ValueError) as error:  # a full disk, say, as Orbax's backend reports it
         reason = next(iter(str(error).splitlines()), type(error).__name__)
@@ -53,10 +50,7 @@ def load_checkpoint(folder: Path, like: TrainState) -> tuple[TrainState, dict[st
     with quiet_orbax() as ocp, _manager(ocp, folder) as manager:
         for step in sorted(manager.all_steps(), reverse=True):
             try:
-                items = {
-                    _STATE: ocp.args.PyTreeRestore(),
-                    _ABOUT: ocp.args.JsonRestore(),
-                }
+                items = {_STATE: ocp.args.PyTreeRestore(), _ABOUT: ocp.args.JsonRestore()}
                 found = manager.restore(step, args=ocp.args.Composite(**items))
                 leaves = {name: np.asarray(leaf) for name, leaf in found[_STATE].items()}
                 if _digest(leaves) != found[_ABOUT]["digest"]:
@@ -96,10 +90,7 @@ def _digest(leaves: dict[str, Any]) -> str:
 
 def _set_aside(folder: Path, step: int, error: Exception) -> None:
     reason = next(iter(str(error).splitlines()), "")[:120] or type(error).__name__
-    print(
-        f"warning: {folder / str(step)}: damaged ({reason}), set aside",
-        file=sys.stderr,
-    )
+    print(f"warning: {folder / str(step)}: damaged ({reason}), set aside", file=sys.stderr)
     aside = folder.parent / f"damaged-{step}"
     while aside.exists():  # of an earlier start
         aside = aside.with_name(f"{aside.name}-again")

@@ -73,14 +73,7 @@ def training_bar(title: str, steps: int, begun: int = 0) -> Iterator[Callable[..
 class Log:
     """A training's metrics, as JSON lines, for TensorBoard, and on the progress bar."""
 
-    def __init__(
-        self,
-        path: Path,
-        recipe: Recipe,
-        steps: int,
-        begun: int,
-        images: int,
-    ) -> None:
+    def __init__(self, path: Path, recipe: Recipe, steps: int, begun: int, images: int) -> None:
         self.path, self.recipe, self.steps, self.begun = path, recipe, steps, begun
         self.per_epoch = images // recipe.batch_size
         self.last: dict[str, Any] = {}

@@ -20,12 +20,7 @@ from experiments.harness.catalogue.attacks import ATTACKS
 from experiments.harness.files import file_name
 from experiments.harness.pictures import draw_image, legend_below, new_figure, save_figure
 from experiments.harness.tables import Table, change, heading, number, percent, share
-from experiments.unbalanced.sweep import (
-    SweepOptions,
-    check_protocol,
-    paper_ruler,
-    short_distance,
-)
+from experiments.unbalanced.sweep import SweepOptions, check_protocol, paper_ruler, short_distance
 from wasserstein_adv.attacks.unbalanced import PAPER, UnbalancedProtocol
 from wasserstein_adv.errors import InputError
 

@@ -30,12 +30,7 @@ from wasserstein_adv.attacks.hu import CIFAR10 as HU_CIFAR10
 from wasserstein_adv.attacks.hu import MNIST as HU
 from wasserstein_adv.attacks.hu import hu
 from wasserstein_adv.attacks.unbalanced import PAPER, TRANSPORT, unbalanced
-from wasserstein_adv.attacks.wong import (
-    CIFAR10,
-    MNIST,
-    MNIST_SCRIPT,
-    wong,
-)
+from wasserstein_adv.attacks.wong import CIFAR10, MNIST, MNIST_SCRIPT, wong
 from wasserstein_adv.data import NAMES, describe
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.evidence import Ground

@@ -40,10 +40,7 @@ def _recipe(data: str, usual: Recipe, **others: Recipe) -> Recipe:
 
 
 DEFENSES = {
-    "plain": DefenseEntry(
-        about="nothing",
-        build=lambda grid_size, settings: defenses.plain(),
-    ),
+    "plain": DefenseEntry(about="nothing", build=lambda grid_size, settings: defenses.plain()),
     "pgd": DefenseEntry(
         about="signed steps in an ℓ∞ ball (Madry et al. 2018)",
         build=lambda grid_size, settings: defenses.linf_training(settings),
