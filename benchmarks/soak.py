@@ -81,7 +81,7 @@ def main(config: SoakConfig) -> None:
     if config.out is not None and (config.out.exists() or not config.out.parent.is_dir()):
         raise InputError(f"--out {config.out}: is there already, or there is no folder for it")
     use_all_cores()
-    found = soak(60.0 * config.minutes, config.seed)
+    found = soak(60.0 * config.minutes, config.seed, SIZES)
     console = Console()
     console.print(on_terminal(table(found)))
     if config.out is not None:
@@ -93,7 +93,7 @@ def main(config: SoakConfig) -> None:
         raise SystemExit(_WRONG)
 
 
-def soak(seconds: float, seed: int, sizes: tuple[tuple[int, int, int, int], ...] = SIZES) -> Any:
+def soak(seconds: float, seed: int, sizes: tuple[tuple[int, int, int, int], ...]) -> Any:
     """Draw, project and check until the time is over, one batch of each projection at least.
 
     Returns:

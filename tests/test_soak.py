@@ -46,7 +46,6 @@ def test_what_is_wrong_is_found_and_told(fault, change, monkeypatch, tmp_path):
 
     monkeypatch.setattr(soak, "PROJECTIONS", {"sinkhorn": project})
     monkeypatch.setattr(soak, "SIZES", SMALL)
-    monkeypatch.setattr(soak.soak, "__defaults__", (SMALL,))
     soak._program.cache_clear()
     out = tmp_path / "soak.json"
     with pytest.raises(SystemExit) as ended:

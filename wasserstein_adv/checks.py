@@ -26,14 +26,9 @@ def check_images(images: Any, name: str = "images") -> None:
     if not jnp.issubdtype(array.dtype, jnp.floating):
         advice = ": divide by 255" if jnp.issubdtype(array.dtype, jnp.integer) else ""
         raise InputError(f"{name} must be floating point in [0, 1], got {array.dtype}{advice}")
-    if isinstance(array, jax.core.Tracer):
+    if (found := _extremes(name, array)) is None:
         return
-    # By NumPy, which stays concrete while something else is traced. NaN where there is one.
-    here = np.asarray(array)
-    low, high = float(here.min()), float(here.max())
-    if not np.isfinite([low, high]).all():
-        bad = int((~np.isfinite(here.astype(np.float64))).sum())
-        raise InputError(f"{name} must be finite, {bad} values are not")
+    low, high = found
     if low < 0 or high > 1:
         advice = ": divide by 255" if low >= 0 and 1 < high <= 255 else ""
         raise InputError(f"{name} must lie in [0, 1], got values from {low:g} to {high:g}{advice}")
@@ -88,15 +83,23 @@ def check_field(name: str, values: Any, *, signed: bool = True) -> None:
         raise InputError(f"{name} must be an array, got {type(values).__name__}")
     if not jnp.issubdtype(values.dtype, jnp.floating):
         raise InputError(f"{name} must be floating point, got {values.dtype}")
-    if isinstance(values, jax.core.Tracer) or values.size == 0:
+    if values.size == 0 or (found := _extremes(name, values)) is None:
         return
-    here = np.asarray(values)
+    low, _ = found
+    if low < 0 and not signed:
+        raise InputError(f"{name} must be non-negative, got {low:g}")
+
+
+def _extremes(name: str, values: jax.Array | np.ndarray) -> tuple[float, float] | None:
+    """The smallest and the largest of finite values, and None of traced ones; else InputError."""
+    if isinstance(values, jax.core.Tracer):
+        return None
+    here = np.asarray(values)  # which stays concrete while something else is traced
     low, high = float(here.min()), float(here.max())  # NaN where there is one
     if not np.isfinite([low, high]).all():
         bad = int((~np.isfinite(here)).sum())
         raise InputError(f"{name} must be finite, {bad} values are not")
-    if low < 0 and not signed:
-        raise InputError(f"{name} must be non-negative, got {low:g}")
+    return low, high
 
 
 def _is_number(value: Any) -> bool:

@@ -100,7 +100,7 @@ def evaluate(
       `AttackResult` of NumPy arrays.
 
     Raises:
-      InputError: shapes that do not agree, or sizes below 1.
+      InputError: shapes that do not agree, images, labels or a key that are none, or sizes below 1.
     """
     run = evaluator(
         attack, logits_fn, batch_size=batch_size, steps_per_round=steps_per_round, devices=devices

@@ -98,12 +98,12 @@ def attack(options: AttackOptions) -> None:
 
     def figures(name: str, cell: Cell, files: Files) -> Figures:
         del name, cell
-        found = _in_a_ball(options, protocol, radii) if entry.largest else None
-        found = found or _in_no_ball(options, protocol, keep, files)
-        return {
-            **found,
-            session.CONVERGED: figure("mean", f"{file_name(options.attack)}/converged"),
-        }
+        converged = figure("mean", f"{file_name(options.attack)}/converged")
+        if entry.largest:
+            found = _in_a_ball(options, protocol, radii)
+        else:
+            found = _in_no_ball(options, protocol, keep, files)
+        return {**found, session.CONVERGED: converged}
 
     found = sweep(run, {options.attack: cell}, options, figures=figures)
     arrays = found.files[file_name(options.attack)]

@@ -206,8 +206,8 @@ def end(run: Run, results: dict[str, Any], tables: Sequence[Table], parts: Seque
     for name, entry in {"": results, **results.get("cells", {})}.items():
         if (share := entry.get(CONVERGED, 1.0)) < _ENOUGH:
             run.console.print(
-                f"{name or 'note'}: {share:.1%} of the projections converged. The other images are "
-                "inside their balls all the same, and may not be the nearest that are.",
+                f"{name or 'note'}: {share:.1%} of the projections converged; the other images may "
+                "not be the nearest that the attack allows.",
                 highlight=False,
             )
     run.console.print(f"results and pictures: {run.folder.path}", highlight=False, soft_wrap=True)

@@ -198,8 +198,8 @@ def dual_projection(
       `CouplingProjection`, all fields without the batch axis.
 
     Raises:
-      InputError: shapes that do not agree, or static arguments out of range. Values are not checked
-        (the function is traceable).
+      InputError: shapes that do not agree, or arguments out of range. What is traced cannot be
+        refused: where it poses no problem, the point is x and `converged` is False.
     """
     check_plan(geometry, plan)
     check_shapes(geometry, x, plan[0])

@@ -140,8 +140,8 @@ def linear_oracle(
       `LinearMaximum`.
 
     Raises:
-      InputError: shapes that do not agree, or static arguments out of range. Values are not checked
-        (the function is traceable).
+      InputError: shapes that do not agree, or arguments out of range. What is traced cannot be
+        refused: where it poses no problem, the point is x and `converged` is False.
     """
     check_shapes(geometry, x, x)
     check_field("y", y)

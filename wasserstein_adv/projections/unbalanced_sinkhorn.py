@@ -172,8 +172,8 @@ def unbalanced_sinkhorn(
       `UnbalancedProjection`, all fields without the batch axis.
 
     Raises:
-      InputError: shapes that do not agree, or static arguments out of range. Values are not checked
-        (the function is traceable): see `check_images`.
+      InputError: shapes that do not agree, or arguments out of range. What is traced cannot be
+        refused: where it poses no problem, the point is x and `converged` is False.
     """
     check_shapes(geometry, x, w)
     tolerance, max_iterations = check_stopping(tolerance, max_iterations)
