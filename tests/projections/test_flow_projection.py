@@ -22,6 +22,7 @@ from wasserstein_adv.projections import (
     dual_projection,
     flow_projection,
 )
+from wasserstein_adv.projections.flow_interior import weighted_laplacian
 
 
 def image(shape, seed, cap=1.0, kept=0.6):
@@ -102,13 +103,13 @@ def compiled(tolerance, max_iterations):
     return jit(functools.partial(flow_projection, **options))
 
 
-def project(x, w, radius, cap=1.0, start=None, *, max_iterations=20_000):
-    """To 1e-6 in double precision, to 5e-3 in single: rounding limits the bound to a few √ε."""
+def project(x, w, radius, cap=1.0, start=None, *, max_iterations=400):
+    """To 1e-5 in double precision, to 1e-4 in single: bounds on the error, many times it."""
     dtype = x.dtype
     if start is None:  # the default, so that there is one function to compile
         zero = np.zeros((2, *x.shape), dtype)
         start = FlowState(zero, zero[0], np.ones((), dtype))
-    solve = compiled(1e-6 if dtype == np.float64 else 5e-3, max_iterations)
+    solve = compiled(1e-5 if dtype == np.float64 else 1e-4, max_iterations)
     return solve(x, w, jnp.asarray(radius, dtype), start, cap=jnp.asarray(cap, dtype))
 
 
@@ -192,7 +193,7 @@ def test_any_problem_is_solved(seed, size, radius, cap, kept):
         x = image(SHAPE, seed, cap, kept)
         w = stepped(x, seed + 1, size)
         truth = by_flows(x, w, radius, cap)  # of the two the better conditioned
-        rough, fine = (project(x, w, radius, cap, max_iterations=n) for n in (10, 20_000))
+        rough, fine = (project(x, w, radius, cap, max_iterations=n) for n in (10, 400))
         reach = np.linalg.norm(without_budget(x, w, cap) - x)
         for got in (rough, fine):
             assert_feasible(x, got, radius, cap, 1e-12)
@@ -209,14 +210,14 @@ def test_the_bound_holds_at_every_iteration_and_falls(x64, seed):
     truth = by_plans(x, w, 0.1, 1.0)
     reach = np.linalg.norm(without_budget(x, w, 1.0) - x)
     residuals = []
-    for count in (10, 20, 60, 20_000):
+    for count in (10, 20, 60, 400):
         got = project(x, w, 0.1, max_iterations=count)
         error = np.linalg.norm(got.point - truth)
         assert error <= float(got.residual) * reach + 1e-10
-        assert int(got.iterations) == count or bool(got.converged)
-        assert bool(got.converged) == (float(got.residual) <= 1e-6)
+        assert int(got.iterations) == count + count // 10 or bool(got.converged)
+        assert bool(got.converged) == (float(got.residual) <= 1e-5)
         residuals.append(float(got.residual))
-    assert residuals[-1] <= 1e-6 < residuals[-2] < 0.5 * residuals[0]
+    assert residuals[-1] <= 1e-5 < residuals[-2] < 0.5 * residuals[0]
 
 
 def test_the_iteration_works_at_every_size_of_the_radius(x64):
@@ -227,7 +228,7 @@ def test_the_iteration_works_at_every_size_of_the_radius(x64):
         for radius in (1e-6, 1e-5, 1e-4, 1e-3, 3e-3):
             got = project(x, w, radius)
             truth = by_flows(x, w, radius, 1.0)
-            assert bool(got.converged) and int(got.iterations) <= 700
+            assert bool(got.converged) and int(got.iterations) <= 430
             np.testing.assert_allclose(got.point, truth, atol=1e-3 * abs(truth - x).max())
 
 
@@ -238,14 +239,14 @@ def test_ten_iterations_are_feasible(radius, size):
         x = image(SHAPE, seed).astype(np.float32)
         w = stepped(x, seed + 1, size).astype(np.float32)
         got = project(x, w, radius, max_iterations=10)
-        assert int(got.iterations) <= 10
+        assert int(got.iterations) <= 11
         assert_feasible(x, got, radius, 1.0, 2e-6)
 
 
-def test_the_iterations_are_done_in_tens():
+def test_the_iterations_are_done_in_tens_with_a_tenth_of_steps():
     x = image(SHAPE, 0).astype(np.float32)
     w = stepped(x, 1).astype(np.float32)
-    for count, done in ((1, 10), (11, 20)):
+    for count, done in ((1, 10), (11, 21)):
         assert int(project(x, w, 0.1, max_iterations=count).iterations) == done
 
 
@@ -384,7 +385,7 @@ def test_a_channel_is_the_same_with_and_without_its_axis():
     x = image(SHAPE, 13).astype(np.float32)
     w = stepped(x, 14).astype(np.float32)
     # Equal to the bit only as XLA writes its loops for users.
-    options = {"cap": np.float32(1), "tolerance": 5e-3, "max_iterations": 20_000}
+    options = {"cap": np.float32(1), "tolerance": 1e-4, "max_iterations": 400}
     solve = jax.jit(functools.partial(flow_projection, **options), compiler_options=OPTIONS)
     flat, one = solve(x, w, 0.05), solve(x[..., None], w[..., None], 0.05)
     assert flat.state.flow.shape == (2, *SHAPE) and flat.state.potential.shape == SHAPE
@@ -417,7 +418,7 @@ def test_a_warm_start_is_faster_and_ends_in_the_same_place(x64):
 def test_no_start_is_the_default_start(x64):
     x = image(SHAPE, 15)
     w = stepped(x, 16)
-    found = compiled(1e-6, 20_000)(x, w, 0.1)
+    found = compiled(1e-5, 400)(x, w, 0.1)
     np.testing.assert_allclose(found.point, project(x, w, 0.1).point, atol=1e-12)
 
 
@@ -513,3 +514,40 @@ def test_wrong_arguments_are_refused(x, w, options, message):
     with pytest.raises(InputError, match=message) as refusal:
         flow_projection(x, w, 0.2, **options)
     assert "\n" not in str(refusal.value)
+
+
+def test_the_hard_few_are_finished_by_the_interior_point():
+    # Steps up to three hundred times as large as the images: close to linear programs.
+    rng = np.random.default_rng(0)
+    x = (rng.random((12, *SHAPE)) * (rng.random((12, *SHAPE)) < 0.5)).astype(np.float32)
+    w = (x + 10.0 ** rng.uniform(1, 2.5, (12, 1, 1)) * rng.normal(size=x.shape)).astype(np.float32)
+    radius = np.exp(rng.uniform(np.log(1e-2), 0, 12)).astype(np.float32)
+    solve = jit(jax.vmap(functools.partial(flow_projection, cap=np.inf)))
+    got = solve(x, w, radius)
+    assert got.point.dtype == jnp.float32 and bool(got.converged.all())
+    assert (np.asarray(got.iterations) > 400).any()  # splitting alone does not
+    for k in range(12):
+        truth = by_flows(x[k], w[k], radius[k], np.inf)
+        np.testing.assert_allclose(got.point[k], truth, atol=2e-3)
+        assert_feasible(x[k], jax.tree.map(lambda a, k=k: a[k], got), radius[k], np.inf, 2e-6)
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 2, 3), (1, 6, 1, 1), (5, 1, 1, 2)])
+def test_elimination_by_rows_solves_the_dense_system(x64, shape):
+    rng = np.random.default_rng(0)
+    weight, diagonal = 10.0 ** rng.uniform(-6, 2, (2, *shape)), 10.0 ** rng.uniform(-6, 0, shape)
+    weight[0, -1], weight[1, :, -1] = 0, 0
+    right = rng.normal(size=shape)
+    found = np.asarray(weighted_laplacian(weight, diagonal)(right))
+    pixel = np.arange(shape[0] * shape[1]).reshape(shape[:2])
+    for channel, image_ in np.ndindex(shape[2:]):
+        here = (..., channel, image_)
+        dense = np.diag(diagonal[here].ravel())
+        for axis, a, b in ((0, pixel[:-1], pixel[1:]), (1, pixel[:, :-1], pixel[:, 1:])):
+            for i, j in zip(a.flat, b.flat, strict=True):
+                rows = np.unravel_index(i, shape[:2])
+                edge = weight[(axis, *rows, channel, image_)]
+                dense[[i, j], [i, j]] += edge
+                dense[[i, j], [j, i]] -= edge
+        truth = np.linalg.solve(dense, right[here].ravel()).reshape(shape[:2])
+        np.testing.assert_allclose(found[here], truth, rtol=1e-8, atol=1e-10)
