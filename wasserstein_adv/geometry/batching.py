@@ -1,6 +1,7 @@
 """Functions of one image that keep the axes of `jax.vmap` last."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -27,10 +28,15 @@ def batch_last(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @custom_vmap
     def batched(shared: Any, *args: Any) -> Any:
-        return function(shared, *args)
+        with _precision_of(shared, *args):
+            return function(shared, *args)
 
     @batched.def_vmap
     def _(size: int, in_batched: Any, shared: Any, *args: Any) -> tuple[Any, Any]:
+        with _precision_of(shared, *args):
+            return rule(size, in_batched, shared, *args)
+
+    def rule(size: int, in_batched: Any, shared: Any, *args: Any) -> tuple[Any, Any]:
         if any(jax.tree.leaves(in_batched[0])):
             return _batch_first(function, in_batched, (shared, *args))
 
@@ -44,6 +50,12 @@ def batch_last(function: Callable[..., Any]) -> Callable[..., Any]:
         return first, jax.tree.map(lambda _: True, first)
 
     return batched
+
+
+def _precision_of(*args: Any) -> AbstractContextManager[Any]:
+    """Double precision where arguments have it: rules run outside of where their function stood."""
+    wide = any(jnp.result_type(leaf) == "float64" for leaf in jax.tree.leaves(args))
+    return jax.enable_x64(True) if wide else nullcontext()
 
 
 def _batch_first(

@@ -21,7 +21,7 @@ them, and one λ serves all.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,7 @@ from wasserstein_adv.projections.coupling import (
     sum_columns,
     window_of,
 )
+from wasserstein_adv.projections.double import again_in_double, double
 from wasserstein_adv.projections.kernel import (
     check_shapes,
     check_stopping,
@@ -177,6 +178,9 @@ def dual_projection(
     which is 0 if and only if z ≤ cap, μ ≥ 0 and μ_j (cap − z_j) = 0, all before what is above the
     cap is left at its source. All other optimality conditions hold exactly.
 
+    What single precision does not end is gone on with in double precision, for a batch if any of it
+    is not ended; the answer is in x's own.
+
     A pure function of one image: `jax.vmap` it over a batch, `jax.jit` it as you like. Gradients
     are refused with a clear error: wrap the arguments in `jax.lax.stop_gradient` where the
     projection stands inside a differentiated function.
@@ -192,7 +196,7 @@ def dual_projection(
       duals: where to start; by default 0.
       cap: what a pixel of a channel can hold, in the unit of x, at least max x; None for no limit.
       tolerance: residual at which to stop.
-      max_iterations: steps of μ at most, 1 or more.
+      max_iterations: steps of μ at most, 1 or more, in each precision.
 
     Returns:
       `CouplingProjection`, all fields without the batch axis.
@@ -220,7 +224,7 @@ def dual_projection(
     if flat:
         x, plan = x[..., None], plan[..., None]
         duals = duals._replace(prices=duals.prices[..., None])
-    solve = functools.partial(_solve, tolerance=tolerance, max_iterations=max_iterations)
+    solve = functools.partial(_project, tolerance=tolerance, max_iterations=max_iterations)
     found = refuse_gradients("dual_projection", solve, geometry, x, plan, radius, duals, cap)
     if flat:
         duals = found.duals._replace(prices=found.duals.prices[..., 0])
@@ -229,18 +233,38 @@ def dual_projection(
 
 
 @functools.partial(jax.jit, static_argnames=("tolerance", "max_iterations"))
-def _solve(
+def _project(
     geometry: LocalGrid,
     x: Array,
     plan: Array,
     radius: Array,
     duals: CouplingDuals,
     cap: Array | None,
+    **stopping: Any,
+) -> CouplingProjection:
+    """The projection on (taps, H, W, C) arrays of one dtype."""
+    given = (x, plan, radius, cap)
+
+    def go_on(found: CouplingProjection) -> CouplingProjection:
+        duals = jax.tree.map(lambda a: jnp.where(jnp.isfinite(a), a, 0.0), found.duals)
+        again = _solve(geometry, double(given), duals, **stopping)
+        return again._replace(iterations=found.iterations + again.iterations)
+
+    found = _solve(geometry, given, duals, **stopping)
+    sound = in_range(x.reshape(-1), cap, radius)
+    return again_in_double(go_on, found, sound & ~found.converged)
+
+
+def _solve(
+    geometry: LocalGrid,
+    given: tuple[Array, Array, Array, Array | None],
+    duals: CouplingDuals,
     *,
     tolerance: float,
     max_iterations: int,
 ) -> CouplingProjection:
-    """The projection on (taps, H, W, C) arrays of one dtype."""
+    """The projection in the arrays' own precision."""
+    x, plan, radius, cap = given
     window = window_of(geometry)
     mass = jnp.sum(x)
     mass = jnp.where(mass > 0, mass, 1.0)

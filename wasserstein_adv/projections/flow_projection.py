@@ -31,6 +31,7 @@ from jaxtyping import Array, Bool, Float, Int
 from wasserstein_adv.checks import check_cap, check_field, check_positive, check_room
 from wasserstein_adv.errors import InputError
 from wasserstein_adv.geometry.batching import batch_last
+from wasserstein_adv.projections.double import double
 from wasserstein_adv.projections.flow_interior import (
     Interior,
     from_units,
@@ -289,14 +290,10 @@ def _rest_by_interior_point(
     def flat(a: Array) -> Array:
         return a.reshape(*a.shape[: a.ndim - len(axes)], count)
 
-    def wide(a: Array) -> Array:
-        floating = jnp.issubdtype(a.dtype, jnp.floating)
-        return jax.lax.convert_element_type(a, jnp.float64) if floating else a
-
     def step(carry: tuple[Array, FlowProjection]) -> tuple[Array, FlowProjection]:
         todo, found = carry
         chosen = jnp.argsort(~todo)[:together]
-        few, before = jax.tree.map(lambda a: wide(a[..., chosen]), (problems, found))
+        few, before = jax.tree.map(lambda a: double(a[..., chosen]), (problems, found))
         after = _by_interior_point(few, before, todo[chosen], rounding, tolerance, steps)
         found = jax.tree.map(lambda a, b: a.at[..., chosen].set(b.astype(a.dtype)), found, after)
         return todo.at[chosen].set(False), found
