@@ -225,47 +225,41 @@ def _newton(problem: BudgetedFlow, at: Interior, edges: Array) -> Callable[[Posi
 
 def weighted_laplacian(weight: Array, diagonal: Array) -> Callable[[Array], Array]:
     """r ↦ (diag + div weight ∇)⁻¹ r: Gauss's elimination, an image row at a time."""
-    down, right = weight
-    width = diagonal.shape[1]
-    # (h, c, *b, w): what a row's matrices are made of.
-    last = lambda a: jnp.moveaxis(a, 1, -1)  # noqa: E731
-    first = lambda a: jnp.moveaxis(a, -1, 1)  # noqa: E731
-    link, along = last(down), last(right)
+    link, along = weight
     above = jnp.concatenate([jnp.zeros_like(link[:1]), link[:-1]])
-    left = jnp.concatenate([jnp.zeros_like(along[..., :1]), along[..., :-1]], axis=-1)
-    total = last(diagonal) + link + above + along + left
-    identity = jnp.eye(width, dtype=weight.dtype)
-    beside = jnp.eye(width, k=1, dtype=weight.dtype)
+    left = jnp.concatenate([jnp.zeros_like(along[:, :1]), along[:, :-1]], axis=1)
+    total = diagonal + link + above + along + left
+    width = diagonal.shape[1]
+    # Of one row: (w, w, c, *b).
+    on, beside = (
+        jnp.expand_dims(jnp.eye(width, k=k, dtype=weight.dtype), range(2, diagonal.ndim))
+        for k in (0, 1)
+    )
 
-    def eliminate(inverse: Array, row: tuple[Array, ...]) -> tuple[Array, Array]:
+    def eliminate(before: Array, row: tuple[Array, ...]) -> tuple[Array, Array]:
         total, along, above = row
-        off = along[..., :, None] * beside
-        matrix = total[..., :, None] * identity - off - jnp.swapaxes(off, -1, -2)
-        matrix -= above[..., :, None] * inverse * above[..., None, :]
-        inverse = jnp.linalg.inv(matrix)
-        return inverse, inverse
+        matrix = on * total[:, None] - beside * along[:, None]
+        matrix -= jnp.swapaxes(beside, 0, 1) * along[None, :]
+        found = _inverse(matrix - above[:, None] * before * above[None, :])
+        return found, found
 
-    blank = jnp.zeros((*total.shape[1:], width), weight.dtype)
+    blank = jnp.zeros((width, *total.shape[1:]), weight.dtype)
     _, inverses = jax.lax.scan(eliminate, blank, (total, along, above))
-
-    def times(matrix: Array, vector: Array) -> Array:
-        return jnp.einsum("...ij,...j->...i", matrix, vector)
 
     def once(right: Array) -> Array:
         def forth(before: Array, row: tuple[Array, ...]) -> tuple[Array, Array]:
             right, above, inverse = row
-            here = times(inverse, right + above * before)
+            here = jnp.sum(inverse * (right + above * before), axis=1)
             return here, here
 
         def back(after: Array, row: tuple[Array, ...]) -> tuple[Array, Array]:
             there, link, inverse = row
-            here = there + times(inverse, link * after)
+            here = there + jnp.sum(inverse * (link * after), axis=1)
             return here, here
 
-        zero = jnp.zeros_like(link[0])
-        _, there = jax.lax.scan(forth, zero, (last(right), above, inverses))
-        _, found = jax.lax.scan(back, zero, (there, link, inverses), reverse=True)
-        return first(found)
+        zero = jnp.zeros_like(right[0])
+        _, there = jax.lax.scan(forth, zero, (right, above, inverses))
+        return jax.lax.scan(back, zero, (there, link, inverses), reverse=True)[1]
 
     def solve(right: Array) -> Array:
         def refine(_: Array, found: Array) -> Array:
@@ -274,3 +268,17 @@ def weighted_laplacian(weight: Array, diagonal: Array) -> Callable[[Array], Arra
         return jax.lax.fori_loop(0, _SOLVES, refine, jnp.zeros_like(right))
 
     return solve
+
+
+def _inverse(matrix: Array) -> Array:
+    """The inverse of a diagonally dominant (n, n, ...), Gauss's and Jordan's, in place."""
+
+    def pivot(k: Array, matrix: Array) -> Array:
+        column = jax.lax.dynamic_index_in_dim(matrix, k, axis=1)
+        row = jax.lax.dynamic_index_in_dim(matrix, k, axis=0)
+        corner = jax.lax.dynamic_index_in_dim(row, k, axis=1)
+        row = jax.lax.dynamic_update_index_in_dim(row, jnp.ones_like(corner), k, axis=1) / corner
+        rest = jax.lax.dynamic_update_index_in_dim(matrix, jnp.zeros_like(column), k, axis=1)
+        return jax.lax.dynamic_update_index_in_dim(rest - column * row, row, k, axis=0)
+
+    return jax.lax.fori_loop(0, len(matrix), pivot, matrix)
