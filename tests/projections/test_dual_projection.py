@@ -376,3 +376,23 @@ def test_other_functions_refuse_too():
         diagonal_plan(dense_grid(SHAPE, COST, 3), X)
     with pytest.raises(InputError, match="geometry has shape"):
         diagonal_plan(GEOMETRY, X[:4])
+
+
+@pytest.mark.parametrize("cap", [None, 1.0])
+def test_faint_images_under_large_steps_are_ended_in_double_precision(cap):
+    # λC is a thousand times as large as the mass that it moves: single precision has three digits.
+    x = np.stack([1e-4 * image((5, 6), k) for k in range(4)]).astype(np.float32)
+    plan = np.stack([stepped(GEOMETRY, a, k, 0.5) for k, a in enumerate(x)]).astype(np.float32)
+    radius = np.array([0.003, 0.01, 0.1, 1.0], np.float32)
+    project = functools.partial(dual_projection, GEOMETRY, cap=cap)
+    got = jax.jit(jax.vmap(project))(x, plan, radius)
+    assert got.plan.dtype == jnp.float32 and bool(got.converged.all())
+    for k in range(4):
+        mass = x[k].astype(np.float64).sum()
+        truth, _ = interior_point(
+            GEOMETRY, x[k] / mass, plan[k] / mass, radius[k], cap and cap / mass
+        )
+        np.testing.assert_allclose(got.plan[k] / mass, truth, atol=1e-3)
+        assert_feasible(
+            GEOMETRY, x[k], jax.tree.map(lambda a, k=k: a[k], got), radius[k], cap, 1e-6
+        )
