@@ -135,8 +135,9 @@ def evaluator(
 
     @functools.cache
     def start_with(impl: Hashable) -> Callable[..., AttackState]:
-        def start(key_data, x, y):
-            return attack.init(jax.random.wrap_key_data(key_data, impl=impl), logits_fn, x, y)
+        def start(key_data, x, y, restart):
+            keys = jax.random.wrap_key_data(key_data, impl=impl)
+            return attack.init(keys, logits_fn, x, y, restart[0])
 
         return on_devices(start, devices)
 
@@ -179,7 +180,8 @@ def evaluator(
             keys = image_keys(jax.random.fold_in(key, restart), jnp.asarray(everyone))
             data = np.asarray(jax.random.key_data(keys))
             batches = list(_batches(everyone, size, len(devices)))
-            parts = [start(_take(data, b), _take(x, b), _take(y, b)) for b in batches]
+            turn = np.full(len(everyone), restart, np.int32)
+            parts = [start(*(_take(part, b) for part in (data, x, y, turn))) for b in batches]
             return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(everyone)], *parts)
 
         earlier = None
@@ -190,6 +192,8 @@ def evaluator(
             else:
                 state = begin(restart)
                 settled = ~np.asarray(attack.unsettled(state))
+                if earlier is not None:
+                    settled |= np.asarray(attack.final(earlier))
                 if earlier is None and attack.restarts > 1:
                     earlier = state
             state = jax.tree.map(np.array, state)  # a copy of our own, to be written into

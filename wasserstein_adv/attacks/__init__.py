@@ -6,7 +6,10 @@ too: `attacks.wong.MNIST_TRAINING`.
 
 import sys
 
-from wasserstein_adv.attacks import schedules
+from wasserstein_adv.attacks import objectives, schedules, standard
+from wasserstein_adv.attacks.apgd import apgd
+from wasserstein_adv.attacks.carlini_wagner import CarliniWagnerProtocol, carlini_wagner
+from wasserstein_adv.attacks.deepfool import DeepFoolProtocol, deepfool
 from wasserstein_adv.attacks.first_order import (
     AttackResult,
     AttackState,
@@ -29,19 +32,34 @@ from wasserstein_adv.attacks.methods import (
     Method,
     Moves,
     frank_wolfe,
+    l1_unit,
     l2_unit,
     linf_unit,
     pgd,
     sign,
 )
-from wasserstein_adv.attacks.objectives import Objective, cross_entropy, margin, targeted
+from wasserstein_adv.attacks.objectives import (
+    Objective,
+    cross_entropy,
+    dlr,
+    dlr_targeted,
+    kl_divergence,
+    margin,
+    targeted,
+)
 from wasserstein_adv.attacks.schedules import constant, growing, linear
 from wasserstein_adv.attacks.sets import (
     BallEvidence,
     FeasibleSet,
     capped_ball,
+    l2_ball,
     linf_ball,
     wasserstein_ball,
+)
+from wasserstein_adv.attacks.transforms import (
+    Transform,
+    input_diversity,
+    rotation_and_shift,
 )
 from wasserstein_adv.attacks.unbalanced import (
     UnbalancedEvidence,
@@ -59,7 +77,7 @@ from wasserstein_adv.attacks.wu import (
     wu_projection,
 )
 
-for _attack in (flow, hu, unbalanced, wong):
+for _attack in (carlini_wagner, deepfool, flow, hu, unbalanced, wong):
     _module = vars(sys.modules[_attack.__module__])
     vars(_attack).update({name: value for name, value in _module.items() if name.isupper()})
 
@@ -68,7 +86,9 @@ __all__ = [
     "AttackState",
     "BallEvidence",
     "Candidate",
+    "CarliniWagnerProtocol",
     "CouplingEvidence",
+    "DeepFoolProtocol",
     "FeasibleSet",
     "FirstOrderAttack",
     "FirstOrderOptions",
@@ -82,14 +102,20 @@ __all__ = [
     "Moves",
     "Objective",
     "ProjectionProtocol",
+    "Transform",
     "UnbalancedEvidence",
     "UnbalancedProtocol",
     "WongProtocol",
+    "apgd",
     "capped_ball",
+    "carlini_wagner",
     "closest",
     "constant",
     "couplings",
     "cross_entropy",
+    "deepfool",
+    "dlr",
+    "dlr_targeted",
     "first_order",
     "first_success",
     "flow",
@@ -98,15 +124,22 @@ __all__ = [
     "growing",
     "highest_objective",
     "hu",
+    "input_diversity",
+    "kl_divergence",
+    "l1_unit",
+    "l2_ball",
     "l2_unit",
     "last",
     "linear",
     "linf_ball",
     "linf_unit",
     "margin",
+    "objectives",
     "pgd",
+    "rotation_and_shift",
     "schedules",
     "sign",
+    "standard",
     "targeted",
     "unbalanced",
     "unbalanced_neighbourhood",

@@ -14,6 +14,7 @@ from wasserstein_adv.attacks.methods import Method, Moves
 from wasserstein_adv.attacks.objectives import Objective, cross_entropy
 from wasserstein_adv.attacks.objectives import targeted as towards
 from wasserstein_adv.attacks.sets import FeasibleSet
+from wasserstein_adv.attacks.transforms import Transform
 from wasserstein_adv.checks import check_images
 from wasserstein_adv.errors import InputError
 
@@ -50,21 +51,31 @@ class AttackState(NamedTuple):
     budget: Float[Array, "n"]
     step: Int[Array, "n"]
     kept: Candidate
+    context: Any = ()
+    """What the objective is told of each image besides its logits and label."""
+    key: Any = ()
+    """(n, 2) bits that the draws of the transform come from, where there is one."""
 
 
 class FirstOrderAttack(NamedTuple):
-    """An attack, ready to run: call it, or drive `init` and `step` yourself."""
+    """An attack, ready to run: call it, or drive `init` and `step` yourself.
 
-    init: Callable[[PRNGKeyArray, LogitsFn, Array, Array], AttackState]
-    """(one key per image, logits_fn, x, y) ↦ the state before the first step."""
-    step: Callable[[LogitsFn, Array, Array, AttackState], AttackState]
+    Its states are `AttackState`s, or of an attack with a loop of its own anything like them:
+    pytrees with a leading axis of n images, among them `step` and `kept`.
+    """
+
+    init: Callable[..., Any]
+    """(one key per image, logits_fn, x, y, restart=0) ↦ the state before the first step."""
+    step: Callable[[LogitsFn, Array, Array, Any], Any]
     """(logits_fn, x, y, state) ↦ the next state; images that are settled stay as they are."""
-    unsettled: Callable[[AttackState], Array]
+    unsettled: Callable[[Any], Array]
     """state ↦ which images still need steps."""
-    merge: Callable[[AttackState, AttackState], AttackState]
+    merge: Callable[[Any, Any], Any]
     """(newer, older) ↦ the newer state, keeping the better answer of both."""
-    result: Callable[[AttackState], AttackResult]
+    result: Callable[[Any], AttackResult]
     restarts: int
+    final: Callable[[Any], Array] = lambda state: jnp.zeros_like(state.kept.success)
+    """state ↦ which images have an answer that no other restart can better."""
 
     def __call__(
         self, key: PRNGKeyArray | Key[Array, "n"], logits_fn: LogitsFn, x: Array, y: Array
@@ -97,7 +108,7 @@ class FirstOrderAttack(NamedTuple):
             return jax.lax.while_loop(
                 lambda state: jnp.any(self.unsettled(state)),
                 lambda state: self.step(logits_fn, images, y, state),
-                self.init(keys_of(restart), logits_fn, images, y),
+                self.init(keys_of(restart), logits_fn, images, y, restart),
             )
 
         state = jax.lax.fori_loop(
@@ -169,13 +180,20 @@ def _is_one(key: Any) -> bool:
     return key.ndim == (0 if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else 1)
 
 
+Context = Callable[[Array, Array, Array, PRNGKeyArray, Array], Any]
+"""(clean logits, label, clean image, key, restart) ↦ what the objective is given as a third
+argument: the clean answer, the label that is wanted of it, … Of one image."""
+Start = Callable[[PRNGKeyArray, Array, Array], Any]
+"""(key, clean image, radius) ↦ where to start, which the set then projects. Of one image."""
+
+
 class FirstOrderOptions(TypedDict, total=False):
     """The arguments of `first_order` that a paper leaves open; its attack hands them on."""
 
     objective: Objective
     keep: Keep | None
     targeted: bool
-    random_start: bool
+    random_start: bool | Start
     restarts: int
 
 
@@ -188,62 +206,92 @@ def first_order(
     objective: Objective = cross_entropy,
     keep: Keep | None = None,
     targeted: bool = False,
-    random_start: bool = False,
+    random_start: bool | Start = False,
     restarts: int = 1,
+    context: Context | None = None,
+    transform: Transform | None = None,
+    draws: int = 1,
 ) -> FirstOrderAttack:
     """max over images z in the set around x of objective(logits(z), y), by a first-order method.
 
     The iterates are u₀ (the clean image, or a random start) and u_{t+1} = project(step(u_t)) on the
     set of radius `radius(t)`. A candidate is judged on the logits that the next gradient needs
     anyway, so that a step costs one forward and one backward pass; one more forward pass where the
-    set has a `finish`, whose image is what is judged. The clean image is always the first
-    candidate.
+    set has a `finish`, whose image is what is judged, or where there is a transform: gradients are
+    means over its draws, and what is judged is the image as it is. The clean image is always the
+    first candidate.
 
     Args:
       feasible: what the attacker may do.
       method: how it moves, such as `pgd(sign(0.1))`.
       radius: schedule of the set's radius.
       steps: steps at most per restart.
-      objective: what it maximises, of logits and label; written for the untargeted case.
+      objective: what it maximises, of logits and label, and of the context if there is one; written
+        for the untargeted case.
       keep: which iterate is the answer; `first_success()` by default.
       targeted: whether y is the label that is to win: success is argmax = y instead of ≠ y, and the
         objective changes sign.
-      random_start: whether to start from a random feasible point of radius `radius(0)`.
-      restarts: how often to start; more than one is only useful with `random_start`.
+      random_start: whether to start from a random feasible point of radius `radius(0)`; or from
+        where.
+      restarts: how often to start; more than one is only useful with `random_start`, or with a
+        context that goes by the restart.
+      context: what the objective is told besides logits and label, found once from the clean image.
+      transform: a random map between the image and the model, with a key for each image and step.
+      draws: how many draws of the transform a gradient is the mean over.
 
     Raises:
-      InputError: `steps` or `restarts` below 1, or restarts without a random start.
+      InputError: `steps`, `restarts` or `draws` below 1, or restarts without a random start.
     """
     keep = first_success() if keep is None else keep
     if not 1 <= steps < 2**31:
         raise InputError(f"steps must be 1 or more, below 2^31, got {steps}")
-    if restarts < 1:
-        raise InputError(f"restarts must be 1 or more, got {restarts}")
-    if restarts > 1 and not random_start:
+    for name, count in (("restarts", restarts), ("draws", draws)):
+        if count < 1:
+            raise InputError(f"{name} must be 1 or more, got {count}")
+    if restarts > 1 and not random_start and context is None:
         raise InputError("restarts above 1 repeat the same attack unless random_start is set")
     aim = towards(objective) if targeted else objective
 
-    def judge(logits: Array, y: Array) -> tuple[Array, Array, Array]:
+    def aims(logits: Array, y: Array, told: Any) -> Array:
+        extra = () if context is None else (told,)
+        return jax.vmap(aim)(logits, y, *extra)
+
+    def judge(logits: Array, y: Array, told: Any) -> tuple[Array, Array, Array]:
         """The objective, whether the attack succeeded, and whether there was an answer."""
         hit = jnp.argmax(logits, axis=-1) == y
         # Logits that are not numbers are an accident of the model, not a success of the attack.
         known = ~jnp.any(jnp.isnan(logits), axis=-1)
-        return jax.vmap(aim)(logits, y), known & (hit if targeted else ~hit), known
+        return aims(logits, y, told), known & (hit if targeted else ~hit), known
 
-    def init(keys: Key[Array, "n"], logits_fn: LogitsFn, x: Array, y: Array) -> AttackState:
+    def init(
+        keys: Key[Array, "n"], logits_fn: LogitsFn, x: Array, y: Array, restart: int | Array = 0
+    ) -> AttackState:
         x = jax.lax.stop_gradient(x)
         n = x.shape[0]
         clean, memory = jax.vmap(feasible.init)(x)
-        value, success, _ = judge(jax.lax.stop_gradient(logits_fn(x)), y)
+        logits = jax.lax.stop_gradient(logits_fn(x))
+        told = ()
+        if context is not None:
+            turn = jnp.full(n, restart, jnp.int32)
+            told = jax.vmap(context)(logits, y, x, _other(keys, 1), turn)
+        value, success, _ = judge(logits, y, told)
         zero = jnp.zeros(n, x.dtype)
         count = jnp.zeros(n, jnp.int32)
         kept = Candidate(x, memory, value, success, zero, zero, count)
         u, budget = clean, zero
         if random_start:
             first = jnp.full(n, radius(0), x.dtype)
-            u, memory = jax.vmap(feasible.random)(keys, x, first)
+            u, memory = jax.vmap(begin)(keys, x, first)
             budget = first
-        return AttackState(u, memory, jax.vmap(method.init)(u), budget, count, kept)
+        bits = () if transform is None else jax.vmap(_bits)(_other(keys, 2))
+        state = jax.vmap(method.init)(u)
+        return AttackState(u, memory, state, budget, count, kept, told, bits)
+
+    def begin(key: PRNGKeyArray, x: Array, radius: Array) -> tuple[Any, Any]:
+        if not callable(random_start):
+            return feasible.random(key, x, radius)
+        u, memory = feasible.init(x)
+        return feasible.project(x, u, random_start(key, x, radius), radius, memory)
 
     def unsettled(state: AttackState) -> Array:
         return ~keep.settled(state.kept) & (state.step <= steps)
@@ -254,14 +302,35 @@ def first_order(
         def loss(u):
             images = jax.vmap(feasible.decode)(x, u)
             logits = logits_fn(images)
-            judged = judge(logits, y)
+            judged = judge(logits, y, state.context)
             return -jnp.sum(judged[0]), (images, judged)
 
-        gradient, (images, judged) = jax.lax.stop_gradient(jax.grad(loss, has_aux=True)(state.u))
+        def mean_loss(transform: Transform) -> tuple[Any, Array]:
+            """Gradient and objective, both the means over the draws."""
+
+            def one(u, draw):
+                images = jax.vmap(feasible.decode)(x, u)
+                keys = jax.vmap(_draw_key, (0, 0, None))(state.key, state.step, draw)
+                values = aims(logits_fn(jax.vmap(transform)(keys, images)), y, state.context)
+                return -jnp.sum(values), values
+
+            found = jax.lax.map(
+                lambda draw: jax.grad(one, has_aux=True)(state.u, draw), jnp.arange(draws)
+            )
+            return jax.tree.map(lambda a: jnp.mean(a, axis=0), found)
+
+        if transform is None:
+            gradient, (images, judged) = jax.lax.stop_gradient(
+                jax.grad(loss, has_aux=True)(state.u)
+            )
+            seen = judged[0]
+        else:
+            gradient, seen = jax.lax.stop_gradient(mean_loss(transform))
+            _, (images, judged) = jax.lax.stop_gradient(loss(state.u))
         memory = state.memory
         if feasible.finish is not None:
             images, memory = jax.vmap(feasible.finish)(x, state.u, state.budget, memory)
-            judged = judge(jax.lax.stop_gradient(logits_fn(images)), y)
+            judged = judge(jax.lax.stop_gradient(logits_fn(images)), y, state.context)
         value, success, known = judged
         state = state._replace(memory=memory)
         distance = jax.vmap(feasible.distance)(x, state.u, memory)
@@ -272,7 +341,7 @@ def first_order(
         leads = jax.tree.reduce(jnp.logical_and, jax.tree.map(_finite, gradient))
         gradient = _select(leads, gradient, jax.tree.map(jnp.zeros_like, gradient))
 
-        def move(x, gradient, method_state, u, budget, memory):
+        def move(x, gradient, seen, method_state, u, budget, memory):
             def lmo(gradient):
                 if feasible.lmo is None:
                     raise InputError("the set has no linear minimisation oracle for this method")
@@ -281,17 +350,19 @@ def first_order(
             def project(stepped):
                 return feasible.project(x, u, stepped, budget, memory)
 
-            return method.update(gradient, method_state, u, Moves(project, lmo))
+            return method.update(gradient, method_state, u, Moves(project, lmo), value=-seen)
 
         budget = jnp.asarray(radius(state.step), x.dtype) * jnp.ones_like(state.budget)
         # After the last step there is an iterate to judge, but nowhere to move to.
         u, memory, method_state = jax.lax.cond(
             jnp.any(state.step < steps),
-            lambda: jax.vmap(move)(x, gradient, state.method, state.u, budget, state.memory),
+            lambda: jax.vmap(move)(x, gradient, seen, state.method, state.u, budget, state.memory),
             lambda: (state.u, state.memory, state.method),
         )
         state = state._replace(kept=kept)
-        moved = AttackState(u, memory, method_state, budget, state.step + 1, kept)
+        moved = state._replace(
+            u=u, memory=memory, method=method_state, budget=budget, step=state.step + 1
+        )
         return _select(unsettled(state), moved, state)
 
     def merge(newer: AttackState, older: AttackState) -> AttackState:
@@ -307,7 +378,25 @@ def first_order(
             kept.steps, kept.evidence,
         )  # fmt: skip
 
-    return FirstOrderAttack(init, step, unsettled, merge, result, restarts)
+    def final(state: AttackState) -> Array:
+        return keep.settled(state.kept) & (state.kept.budget <= radius(0))
+
+    return FirstOrderAttack(init, step, unsettled, merge, result, restarts, final)
+
+
+def _other(keys: Key[Array, "n"], use: int) -> Key[Array, "n"]:
+    """Keys for another use than the start, which has those given."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, use)
+
+
+def _bits(key: PRNGKeyArray) -> Array:
+    """A key as plain numbers, which states are made of."""
+    return jax.random.bits(key, (2,), jnp.uint32)
+
+
+def _draw_key(bits: Array, step: Array, draw: Array) -> PRNGKeyArray:
+    key = jax.random.wrap_key_data(bits, impl="threefry2x32")
+    return jax.random.fold_in(jax.random.fold_in(key, step), draw)
 
 
 def _finite(leaf: Array) -> Bool[Array, "n"]:

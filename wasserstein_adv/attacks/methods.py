@@ -22,8 +22,9 @@ class Method(NamedTuple):
 
     init: Callable[[Any], Any]
     """u ↦ state."""
-    update: Callable[[Any, Any, Any, Moves], tuple[Any, Any, Any]]
-    """(gradient, state, u, moves) ↦ (next u, the set's memory, state)."""
+    update: Callable[..., tuple[Any, Any, Any]]
+    """(gradient, state, u, moves, **extra) ↦ (next u, the set's memory, state). Extra arguments are
+    Optax's: `value`, what is minimised, at u."""
 
 
 def pgd(step: optax.GradientTransformation) -> Method:
@@ -35,8 +36,10 @@ def pgd(step: optax.GradientTransformation) -> Method:
         papers' ℓ∞ step.
     """
 
-    def update(gradient, state, u, moves):
-        updates, state = step.update(gradient, state, u)
+    step = optax.with_extra_args_support(step)
+
+    def update(gradient: Any, state: Any, u: Any, moves: Moves, **extra: Any) -> tuple[Any, ...]:
+        updates, state = step.update(gradient, state, u, **extra)
         u, memory = moves.project(optax.apply_updates(u, updates))
         return u, memory, state
 
@@ -50,7 +53,7 @@ def frank_wolfe() -> Method:
     section 4. For sets that have a linear minimisation oracle.
     """
 
-    def update(gradient, t, u, moves):
+    def update(gradient: Any, t: Any, u: Any, moves: Moves, **_: Any) -> tuple[Any, ...]:
         corner, memory = moves.lmo(gradient)
         u = jax.tree.map(lambda a, b: a + 2.0 / (t + 2.0) * (b - a), u, corner)
         return u, memory, t + 1.0
@@ -66,6 +69,20 @@ def sign(size: float) -> optax.GradientTransformation:
 def linf_unit(size: float) -> optax.GradientTransformation:
     """Steps of −size · gradient / ‖gradient‖_∞, and none where the gradient vanishes."""
     return optax.stateless(lambda gradient, _: jax.tree.map(lambda a: -size * a, _scaled(gradient)))
+
+
+def l1_unit(size: float = 1.0) -> optax.GradientTransformation:
+    """Steps of −size · gradient / ‖gradient‖₁, and none where the gradient vanishes.
+
+    Momentum sums such steps up: Dong et al. (2018), equation 6.
+    """
+
+    def update(gradient, _):
+        scaled = _scaled(gradient)
+        norm = optax.tree.norm(scaled, ord=1)
+        return jax.tree.map(lambda a: -size * a / jnp.where(norm > 0, norm, 1.0), scaled)
+
+    return optax.stateless(update)
 
 
 def l2_unit(size: float) -> optax.GradientTransformation:

@@ -194,3 +194,37 @@ def linf_ball() -> FeasibleSet:
         lambda x: (x, ()), random, lambda x, u: u, project,
         lambda x, u, memory: jnp.max(jnp.abs(u - x)),
     )  # fmt: skip
+
+
+def l2_ball() -> FeasibleSet:
+    """Images within ‖z − x‖₂ ≤ radius, in [0, 1]: the classical set, for comparison.
+
+    A step is drawn back to the sphere first, then clipped to [0, 1], as everybody does: inside
+    both, and not the nearest such image.
+    """
+
+    def project(
+        x: Array, u: Array, stepped: Array, radius: Array, memory: Memory
+    ) -> tuple[Array, Memory]:
+        change = stepped - x
+        norm = _norm(change)
+        share = jnp.where(norm > radius, radius / jnp.where(norm > 0, norm, 1.0), 1.0)
+        return jnp.clip(x + share * change, 0.0, 1.0), memory
+
+    def random(key: PRNGKeyArray, x: Array, radius: Array) -> tuple[Array, Memory]:
+        way, length = jax.random.split(key)
+        change = jax.random.normal(way, x.shape, x.dtype)
+        # Uniform in the ball: the volume within r grows with the number of pixels as its power.
+        share = jax.random.uniform(length, (), x.dtype) ** (1.0 / x.size)
+        return project(x, x, x + radius * share * change / _norm(change), radius, ())
+
+    return FeasibleSet(
+        lambda x: (x, ()), random, lambda x, u: u, project, lambda x, u, memory: _norm(u - x)
+    )
+
+
+def _norm(a: Array) -> Array:
+    """‖a‖₂, whose squares neither overflow nor vanish."""
+    largest = jnp.max(jnp.abs(a))
+    scaled = a / jnp.where(largest > 0, largest, 1.0)
+    return largest * jnp.sqrt(jnp.sum(jnp.square(scaled)))
