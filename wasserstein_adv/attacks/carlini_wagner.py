@@ -7,15 +7,19 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from wasserstein_adv.attacks.first_order import FirstOrderAttack, LogitsFn
+from wasserstein_adv.attacks.first_order import (
+    FirstOrderAttack,
+    LogitsFn,
+    result_of,
+    select,
+)
 from wasserstein_adv.attacks.keep import Candidate
 from wasserstein_adv.attacks.minimal import (
-    chosen,
     clean_candidate,
+    judged,
     merged,
     nearer,
     norm_of,
-    result_of,
 )
 from wasserstein_adv.attacks.objectives import margin
 from wasserstein_adv.checks import check_positive
@@ -109,8 +113,7 @@ def carlini_wagner(protocol: CarliniWagnerProtocol = MNIST) -> FirstOrderAttack:
         x = jax.lax.stop_gradient(x)
         n = x.shape[0]
         logits = jax.lax.stop_gradient(logits_fn(x))
-        wrong = (jnp.argmax(logits, axis=1) != y) & ~jnp.any(jnp.isnan(logits), axis=1)
-        kept = clean_candidate(x, wrong, jax.vmap(margin)(logits, y))
+        kept = clean_candidate(x, *judged(logits, y))
         zero, none = jnp.zeros(n, x.dtype), jnp.zeros(n, jnp.int32)
         return _State(
             *begun(x), zero + weight, zero, zero + _MOST, jnp.zeros(n, bool), zero + jnp.inf,
@@ -138,7 +141,7 @@ def carlini_wagner(protocol: CarliniWagnerProtocol = MNIST) -> FirstOrderAttack:
         size = norm_of("l2", image - x)
         new = Candidate(image, (), ahead, ahead > confidence, size, size, state.step)
         first = ~state.kept.success & ~new.success
-        kept = chosen(nearer(new, state.kept) | first, new, state.kept)
+        kept = select(nearer(new, state.kept) | first, new, state.kept)
         succeeded = state.succeeded | new.success
         # Logits that are no numbers lead nowhere.
         known = jnp.all(jnp.isfinite(gradient), axis=(1, 2, 3), keepdims=True)
@@ -161,7 +164,7 @@ def carlini_wagner(protocol: CarliniWagnerProtocol = MNIST) -> FirstOrderAttack:
             state.search + 1, state.step + 1, kept,
         )  # fmt: skip
         ended = stalled | (state.taken + 1 >= steps)
-        return chosen(unsettled(state), chosen(ended, again, going), state)
+        return select(unsettled(state), select(ended, again, going), state)
 
     def final(state: _State) -> Array:
         return state.kept.success & (state.kept.budget == 0)

@@ -6,17 +6,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from wasserstein_adv.attacks.first_order import FirstOrderAttack, LogitsFn
+from wasserstein_adv.attacks.first_order import (
+    FirstOrderAttack,
+    LogitsFn,
+    result_of,
+    select,
+)
 from wasserstein_adv.attacks.keep import Candidate
 from wasserstein_adv.attacks.minimal import (
     Norm,
     check_norm,
-    chosen,
     clean_candidate,
+    judged,
     linearise,
     merged,
     norm_of,
-    result_of,
 )
 from wasserstein_adv.errors import InputError
 
@@ -84,7 +88,7 @@ def deepfool(protocol: DeepFoolProtocol = PAPER) -> FirstOrderAttack:
         # The label comes first even where it is not the likeliest: then there is nothing to do.
         others = jnp.where(jnp.arange(logits.shape[1]) == y[:, None], jnp.inf, logits)
         _, classes = jax.lax.top_k(others, min(count, logits.shape[1]))
-        kept = clean_candidate(x, *_judged(logits, y))
+        kept = clean_candidate(x, *judged(logits, y))
         return _State(jnp.zeros_like(x), classes, jnp.zeros(len(x), jnp.int32), kept)
 
     def unsettled(state: _State) -> Array:
@@ -98,27 +102,17 @@ def deepfool(protocol: DeepFoolProtocol = PAPER) -> FirstOrderAttack:
         total = state.total + _way(norm, logits, slopes, state.classes)
         image = image_of(x, total)
         taken = state.step + 1
-        success, value = _judged(jax.lax.stop_gradient(logits_fn(image)), y)
+        success, value = judged(jax.lax.stop_gradient(logits_fn(image)), y)
         size = norm_of(norm, image - x)
         new = _State(
             total, state.classes, taken, Candidate(image, (), value, success, size, size, taken)
         )
-        return chosen(unsettled(state), new, state)
+        return select(unsettled(state), new, state)
 
     def final(state: _State) -> Array:
         return state.kept.success
 
     return FirstOrderAttack(init, step, unsettled, merged, result_of, 1, final)
-
-
-def _judged(logits: Array, y: Array) -> tuple[Array, Array]:
-    """Whether the answer is wrong, and by how much."""
-    own = jnp.arange(logits.shape[1]) == y[:, None]
-    margin = jnp.max(jnp.where(own, -jnp.inf, logits), axis=1) - jnp.max(
-        jnp.where(own, logits, -jnp.inf), axis=1
-    )
-    known = ~jnp.any(jnp.isnan(logits), axis=1)
-    return known & (jnp.argmax(logits, axis=1) != y), margin
 
 
 def _way(norm: Norm, logits: Array, slopes: Array, classes: Array) -> Array:

@@ -336,10 +336,10 @@ def first_order(
         distance = jax.vmap(feasible.distance)(x, state.u, memory)
         new = Candidate(images, memory, value, success, state.budget, distance, state.step)
         better = known & unsettled(state) & keep.better(new, state.kept)
-        kept = _select(better, new, state.kept)
+        kept = select(better, new, state.kept)
         # Without a direction there is none to go, and no image may become NaN.
         leads = jax.tree.reduce(jnp.logical_and, jax.tree.map(_finite, gradient))
-        gradient = _select(leads, gradient, jax.tree.map(jnp.zeros_like, gradient))
+        gradient = select(leads, gradient, jax.tree.map(jnp.zeros_like, gradient))
 
         def move(x, gradient, seen, method_state, u, budget, memory):
             def lmo(gradient):
@@ -363,25 +363,17 @@ def first_order(
         moved = state._replace(
             u=u, memory=memory, method=method_state, budget=budget, step=state.step + 1
         )
-        return _select(unsettled(state), moved, state)
+        return select(unsettled(state), moved, state)
 
     def merge(newer: AttackState, older: AttackState) -> AttackState:
         better = keep.across or keep.better
-        kept = _select(better(newer.kept, older.kept), newer.kept, older.kept)
+        kept = select(better(newer.kept, older.kept), newer.kept, older.kept)
         return newer._replace(kept=kept)
-
-    def result(state: AttackState) -> AttackResult:
-        kept = state.kept
-        reached = jnp.where(kept.success, kept.budget, jnp.inf)
-        return AttackResult(
-            kept.image, kept.success, reached, kept.budget, kept.distance, kept.objective,
-            kept.steps, kept.evidence,
-        )  # fmt: skip
 
     def final(state: AttackState) -> Array:
         return keep.settled(state.kept) & (state.kept.budget <= radius(0))
 
-    return FirstOrderAttack(init, step, unsettled, merge, result, restarts, final)
+    return FirstOrderAttack(init, step, unsettled, merge, result_of, restarts, final)
 
 
 def _other(keys: Key[Array, "n"], use: int) -> Key[Array, "n"]:
@@ -399,11 +391,21 @@ def _draw_key(bits: Array, step: Array, draw: Array) -> PRNGKeyArray:
     return jax.random.fold_in(jax.random.fold_in(key, step), draw)
 
 
+def result_of(state: Any) -> AttackResult:
+    """What is known of the answers of a state."""
+    kept = state.kept
+    reached = jnp.where(kept.success, kept.budget, jnp.inf)
+    return AttackResult(
+        kept.image, kept.success, reached, kept.budget, kept.distance, kept.objective, kept.steps,
+        kept.evidence,
+    )  # fmt: skip
+
+
 def _finite(leaf: Array) -> Bool[Array, "n"]:
     return jnp.all(jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim)))
 
 
-def _select(chosen: Bool[Array, "n"], new: Any, old: Any) -> Any:
+def select(chosen: Bool[Array, "n"], new: Any, old: Any) -> Any:
     """Per image, the leaves of `new` where chosen, else those of `old`."""
 
     def pick(a: Array, b: Array) -> Array:

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from wasserstein_adv.attacks.first_order import AttackResult, LogitsFn
+from wasserstein_adv.attacks.first_order import LogitsFn, select
 from wasserstein_adv.attacks.keep import Candidate
+from wasserstein_adv.attacks.objectives import margin
+from wasserstein_adv.attacks.sets import euclidean_norm
 from wasserstein_adv.errors import InputError
 
 Norm = Literal["linf", "l2"]
@@ -22,12 +24,18 @@ def check_norm(norm: str) -> None:
 
 
 def norm_of(norm: Norm, change: Float[Array, "n h w c"]) -> Float[Array, "n"]:
-    """‖change‖ of each image, whose squares neither overflow nor vanish."""
-    largest = jnp.max(jnp.abs(change), axis=(1, 2, 3))
+    """‖change‖ of each image."""
     if norm == "linf":
-        return largest
-    unit = jnp.where(largest > 0, largest, 1.0)[:, None, None, None]
-    return largest * jnp.sqrt(jnp.sum(jnp.square(change / unit), axis=(1, 2, 3)))
+        return jnp.max(jnp.abs(change), axis=(1, 2, 3))
+    return jax.vmap(euclidean_norm)(change)
+
+
+def judged(
+    logits: Float[Array, "n classes"], y: Int[Array, "n"]
+) -> tuple[Bool[Array, "n"], Float[Array, "n"]]:
+    """Which answers are wrong, and by what margin. What is not a number is no answer."""
+    known = ~jnp.any(jnp.isnan(logits), axis=1)
+    return known & (jnp.argmax(logits, axis=1) != y), jax.vmap(margin)(logits, y)
 
 
 def linearise(
@@ -59,23 +67,4 @@ def nearer(new: Candidate, kept: Candidate) -> Bool[Array, "n"]:
 def merged(newer: Any, older: Any) -> Any:
     """The newer state, with the nearer answers of both."""
     better = nearer(newer.kept, older.kept) | (~older.kept.success & ~newer.kept.success)
-    return newer._replace(kept=chosen(better, newer.kept, older.kept))
-
-
-def chosen(which: Bool[Array, "n"], new: Any, old: Any) -> Any:
-    """Image by image, the leaves of `new` where chosen, else those of `old`."""
-
-    def pick(a: Array, b: Array) -> Array:
-        return jnp.where(which.reshape(which.shape + (1,) * (a.ndim - 1)), a, b)
-
-    return jax.tree.map(pick, new, old)
-
-
-def result_of(state: Any) -> AttackResult:
-    """What is known of a state's answers."""
-    kept = state.kept
-    reached = jnp.where(kept.success, kept.budget, jnp.inf)
-    return AttackResult(
-        kept.image, kept.success, reached, kept.budget, kept.distance, kept.objective, kept.steps,
-        kept.evidence,
-    )  # fmt: skip
+    return newer._replace(kept=select(better, newer.kept, older.kept))

@@ -207,7 +207,7 @@ def l2_ball() -> FeasibleSet:
         x: Array, u: Array, stepped: Array, radius: Array, memory: Memory
     ) -> tuple[Array, Memory]:
         change = stepped - x
-        norm = _norm(change)
+        norm = euclidean_norm(change)
         share = jnp.where(norm > radius, radius / jnp.where(norm > 0, norm, 1.0), 1.0)
         return jnp.clip(x + share * change, 0.0, 1.0), memory
 
@@ -216,14 +216,18 @@ def l2_ball() -> FeasibleSet:
         change = jax.random.normal(way, x.shape, x.dtype)
         # Uniform in the ball: the volume within r grows with the number of pixels as its power.
         share = jax.random.uniform(length, (), x.dtype) ** (1.0 / x.size)
-        return project(x, x, x + radius * share * change / _norm(change), radius, ())
+        return project(x, x, x + radius * share * change / euclidean_norm(change), radius, ())
 
     return FeasibleSet(
-        lambda x: (x, ()), random, lambda x, u: u, project, lambda x, u, memory: _norm(u - x)
+        lambda x: (x, ()),
+        random,
+        lambda x, u: u,
+        project,
+        lambda x, u, memory: euclidean_norm(u - x),
     )
 
 
-def _norm(a: Array) -> Array:
+def euclidean_norm(a: Array) -> Array:
     """‖a‖₂, whose squares neither overflow nor vanish."""
     largest = jnp.max(jnp.abs(a))
     scaled = a / jnp.where(largest > 0, largest, 1.0)

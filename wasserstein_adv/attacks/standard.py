@@ -5,7 +5,7 @@ return the last iterate whatever it is; here the first success is kept unless `k
 which never leaves more accuracy.
 """
 
-from typing import Literal, NamedTuple, Unpack
+from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +20,12 @@ from wasserstein_adv.attacks.first_order import (
     Start,
     first_order,
 )
+from wasserstein_adv.attacks.minimal import Norm, check_norm
 from wasserstein_adv.attacks.schedules import constant
 from wasserstein_adv.attacks.sets import FeasibleSet, l2_ball, linf_ball
 from wasserstein_adv.attacks.transforms import input_diversity, rotation_and_shift
 from wasserstein_adv.checks import check_positive
 from wasserstein_adv.errors import InputError
-
-Norm = Literal["linf", "l2"]
 
 
 class SignProtocol(NamedTuple):
@@ -353,8 +352,7 @@ def ball(norm: Norm) -> FeasibleSet:
     Raises:
       InputError: a norm that is none.
     """
-    if norm not in ("linf", "l2"):
-        raise InputError(f"norm must be linf or l2, got {norm!r}")
+    check_norm(norm)
     return linf_ball() if norm == "linf" else l2_ball()
 
 
